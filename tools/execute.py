@@ -1,0 +1,48 @@
+"""Run notebooks from a fresh kernel and save their outputs: `python tools/execute.py [nbs/00_infra.ipynb ...]`.
+
+Without arguments, every notebook is run. Afterwards they are cleaned and exported, so what is saved is what `make test` wants to see.
+"""
+import os, re, subprocess, sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT/'nbs'
+
+def find_notebooks(): return sorted(p for p in NBS.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(NBS).parts))
+
+def skipped(cell, flags):
+    "Is `cell` one that nbdev_test would skip too?"
+    lines = [o.strip() for o in cell.source.splitlines() if o.strip().startswith('#|')]
+    words = {w for o in lines for w in o[2:].replace(':', ' ').split()}
+    return 'nbdev_export(' in cell.source or bool(words & flags) or any(re.match(r'#\|\s*eval:\s*false', o) for o in lines)
+
+def execute(path:Path, flags:set):
+    "Run `path` in its own folder and write it back with its outputs"
+    nb = nbformat.read(path, 4)
+    client = NotebookClient(nb, timeout=900, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}})
+    with client.setup_kernel():
+        for i,cell in enumerate(nb.cells):
+            if cell.cell_type!='code' or skipped(cell, flags): continue
+            cell.outputs = []
+            client.execute_cell(cell, i)
+    nbformat.write(nb, path)
+
+def main(args):
+    from nbdev.config import get_config
+    os.chdir(ROOT)
+    env = dict(IN_TEST='1', PYTHONWARNINGS='ignore::UserWarning', PYTHONPATH=str(ROOT), PYTHONHASHSEED='0', IMAGESIM_PROGRESS='false', PYDEVD_DISABLE_FILE_VALIDATION='1')
+    os.environ.update(env)
+    flags = set(get_config().tst_flags.split())
+    bin_, paths = Path(sys.executable).parent, [Path(a).resolve() for a in args] or find_notebooks()
+    subprocess.run([bin_/'nbdev_export'], check=True)
+    for p in paths:
+        try: execute(p, flags)
+        except CellExecutionError as e: sys.exit(f'{p.relative_to(ROOT)} failed:\n{e}')
+        print(f'ran {p.relative_to(ROOT)}')
+    for cmd in ('nbdev_clean', 'nbdev_export'): subprocess.run([bin_/cmd], check=True)
+
+if __name__=='__main__': main(sys.argv[1:])
