@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LAYOUT', 'KINDS', 'MACHINES', 'ImagesimError', 'InputError', 'SettingsError', 'MissingError', 'StorageError',
-           'CorruptError', 'one_line', 'config_file', 'Settings', 'get_settings', 'setting_rows', 'Layout',
-           'init_layout', 'is_remote', 'join', 'relative_path', 'storage_errors', 'FileInfo', 'file_info', 'exists',
-           'is_dir', 'list_files', 'list_dirs', 'atomic_path', 'write_bytes', 'write_json', 'read_bytes', 'read_json',
+           'CorruptError', 'one_line', 'config_file', 'Settings', 'get_settings', 'setting_rows', 'is_remote', 'join',
+           'relative_path', 'Layout', 'init_layout', 'storage_errors', 'FileInfo', 'file_info', 'exists', 'is_dir',
+           'list_files', 'list_dirs', 'atomic_path', 'write_bytes', 'write_json', 'read_bytes', 'read_json',
            'merge_ranges', 'read_ranges', 'fingerprint', 'Outcome', 'Skip', 'Summary', 'progress', 'map_items',
            'kind_suffixes', 'safe_relative', 'copy_file', 'sync', 'Machine']
 
@@ -17,11 +17,12 @@ from concurrent.futures import BrokenExecutor, FIRST_COMPLETED, ProcessPoolExecu
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from html import escape
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
-import fsspec, orjson
+import fsspec, orjson, tqdm.notebook, tqdm.std
 from fastcore.basics import patch, patch_to
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
@@ -130,6 +131,28 @@ def setting_rows()->list[tuple[str,str,str]]: # (name, value, where it comes fro
     s = get_settings()
     return [(k, str(getattr(s,k)), _origin(k)) for k in Settings.model_fields]
 
+# %% ../nbs/00_infra.ipynb #8b0eedd0
+def is_remote(path:str|Path)->bool:
+    "Tell whether `path` is in a bucket (`s3://…`)"
+    p = str(path)
+    if '://' in p and not p.startswith('s3://'): raise InputError(f'{p!r}: only local paths and s3:// are read')
+    return p.startswith('s3://')
+
+# %% ../nbs/00_infra.ipynb #27c1c3ab
+def join(root:str|Path, *parts:str)->str:
+    "Put a path together with `/`, whatever kind it is"
+    return '/'.join([str(root).rstrip('/') or '', *(str(o).strip('/') for o in parts)])
+
+# %% ../nbs/00_infra.ipynb #810b1010
+def relative_path(
+    path:str|Path, # A path at or below `root`
+    root:str|Path
+)->str: # With `/`, without a leading one
+    "Tell where `path` lies below `root`"
+    p, r = str(path), str(root).rstrip('/')
+    if p!=r and not p.startswith(r+'/'): raise InputError(f'{p!r} is not below {r!r}')
+    return p[len(r)+1:]
+
 # %% ../nbs/00_infra.ipynb #450942f9
 LAYOUT = dict(
     ard='ard',                           # the delivery, never modified
@@ -171,28 +194,6 @@ def init_layout(
     except (FileExistsError, NotADirectoryError) as e: raise InputError(f'{e.filename} is a file; choose another data root') from None
     except OSError as e: raise StorageError(f'{one_line(e)}; choose a data root that you may write to (IMAGESIM_DATA_ROOT)') from None
     return out
-
-# %% ../nbs/00_infra.ipynb #0deda2cd
-def is_remote(path:str|Path)->bool:
-    "Tell whether `path` is in a bucket (`s3://…`)"
-    p = str(path)
-    if '://' in p and not p.startswith('s3://'): raise InputError(f'{p!r}: only local paths and s3:// are read')
-    return p.startswith('s3://')
-
-# %% ../nbs/00_infra.ipynb #c906bf22
-def join(root:str|Path, *parts:str)->str:
-    "Put a path together with `/`, whatever kind it is"
-    return '/'.join([str(root).rstrip('/') or '', *(str(o).strip('/') for o in parts)])
-
-# %% ../nbs/00_infra.ipynb #ce545c91
-def relative_path(
-    path:str|Path, # A path at or below `root`
-    root:str|Path
-)->str: # With `/`, without a leading one
-    "Tell where `path` lies below `root`"
-    p, r = str(path), str(root).rstrip('/')
-    if p!=r and not p.startswith(r+'/'): raise InputError(f'{p!r} is not below {r!r}')
-    return p[len(r)+1:]
 
 # %% ../nbs/00_infra.ipynb #c76efcba
 def _s3():
@@ -370,8 +371,9 @@ def fingerprint(
     "Condense the inputs of a unit of work into a short name"
     def plain(o):
         if isinstance(o, FileInfo): return [o.size, o.etag or o.modified]
-        raise TypeError(f'fingerprint: {type(o).__name__} has no stable form; pass its numbers or strings')
-    data = orjson.dumps(parts, default=plain, option=orjson.OPT_SORT_KEYS|orjson.OPT_PASSTHROUGH_DATACLASS|orjson.OPT_NON_STR_KEYS)
+        raise TypeError
+    try: data = orjson.dumps(parts, default=plain, option=orjson.OPT_SORT_KEYS|orjson.OPT_PASSTHROUGH_DATACLASS|orjson.OPT_NON_STR_KEYS)
+    except TypeError as e: raise InputError(f'fingerprint: {one_line(e)}; pass numbers, strings, FileInfos, or dicts and lists of them') from None
     return hashlib.sha256(data).hexdigest()[:16]
 
 # %% ../nbs/00_infra.ipynb #fee2691b
@@ -465,13 +467,10 @@ def progress(
     unit:str='it', # 'B' counts bytes in kB, MB, GB
 ):
     "Wrap `iterable` in a progress bar that stays silent where nobody looks"
-    from tqdm import tqdm
-    kw = dict(total=total, desc=desc, unit=unit, leave=False, disable=None, unit_scale=unit=='B', unit_divisor=1000)
-    if not get_settings().progress: kw['disable'] = True
-    elif _in_notebook():
-        from tqdm.autonotebook import tqdm
-        kw['disable'] = False
-    return tqdm(iterable, **kw)
+    show = get_settings().progress
+    widget = show and _in_notebook() and find_spec('ipywidgets')
+    bar = tqdm.notebook.tqdm if widget else tqdm.std.tqdm
+    return bar(iterable, total=total, desc=desc, unit=unit, leave=False, unit_scale=unit=='B', disable=False if widget else None if show else True)
 
 # %% ../nbs/00_infra.ipynb #e31bdb18
 def _worker_start():
@@ -507,14 +506,22 @@ def _alone(fn, item, name, make)->Outcome:
         except BrokenExecutor: return Outcome(name, 'failed', reason='the worker process died twice, most likely for want of memory; try fewer processes (--proc)')
 
 # %% ../nbs/00_infra.ipynb #77e38453
+def _submit(pool, fn, batch, running:dict)->list:
+    "Submit each (position, name, item), note it in `running`, and return those that a broken pool refused"
+    lost = []
+    for i,name,item in batch:
+        try: running[pool.submit(_attempt, fn, item, name)] = i,name,item
+        except BrokenExecutor: lost.append((i,name,item))
+    return lost
+
+# %% ../nbs/00_infra.ipynb #d7944027
 def _pool_map(fn, named, make, width):
     "Yield (position, outcome) as items finish; `named` yields (position, name, item)"
-    pool, running, named = make(), {}, iter(named)
+    others, pool, running, named = set(mp.active_children()), make(), {}, iter(named)
     try:
         while True:
-            for i,name,item in islice(named, 2*width-len(running)): running[pool.submit(_attempt, fn, item, name)] = i,name,item
-            if not running: return
-            lost = []
+            lost = _submit(pool, fn, islice(named, 2*width-len(running)), running)
+            if not running and not lost: break
             for f in wait(running, return_when=FIRST_COMPLETED).done:
                 i,name,item = running.pop(f)
                 try: yield i,_result(f, name)
@@ -524,10 +531,11 @@ def _pool_map(fn, named, make, width):
                 pool.shutdown()
                 for i,name,item in lost: yield i,_alone(fn, item, name, make)
                 pool = make()
-    except BaseException:
-        for p in getattr(pool, '_processes', None) or (): pool._processes[p].terminate()
+        pool.shutdown()
+    except BaseException: # Ctrl-C, or the caller stopped listening: what is half done is dropped, not awaited
+        for p in set(mp.active_children())-others: p.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
         raise
-    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/00_infra.ipynb #3198a80e
 def map_items(
@@ -622,23 +630,31 @@ def copy_file(
     if (got := file_info(dest).size)!=src.size: raise StorageError(f'{dest}: {got:,} bytes arrived of {src.size:,}; run sync again')
 
 # %% ../nbs/00_infra.ipynb #30fe214a
-def _sync_one(job:tuple[FileInfo,str,FileInfo|None]):
+@dataclass(frozen=True)
+class _Job:
+    "One file to bring up to date"
+    src:FileInfo
+    dest:str            # The folder that is copied into
+    rel:str             # Where below it
+    there:FileInfo|None # What is there now
+
+# %% ../nbs/00_infra.ipynb #0d44e70d
+def _sync_one(job:_Job)->int: # Bytes copied
     "Copy one file unless an equal and no older one is there"
-    src, dest, there = job
+    dest, src, there = join(job.dest, safe_relative(job.rel)), job.src, job.there
     if there and there.size==src.size and (there.modified or 0)>=(src.modified or 0)-1: raise Skip('up to date')
     copy_file(src, dest)
     return src.size
 
-# %% ../nbs/00_infra.ipynb #0d44e70d
-def _sync_jobs(src:str, dest:str, only)->list[tuple]: # (source, destination path, what is there)
+# %% ../nbs/00_infra.ipynb #467e2362
+def _sync_jobs(src:str, dest:str, only)->list[_Job]:
     "List what is to be copied where"
-    found = [o for o in list_files(src, kind_suffixes(only))]
+    found = list_files(src, kind_suffixes(only))
     if not found: raise InputError(f'{src}: no file to copy' + (f' of kind {only!r}' if only else ''))
     there = {relative_path(o.path, dest):o for o in list_files(dest)} if is_dir(dest) else {}
-    jobs = [(o, relative_path(o.path, src)) for o in found]
-    return [(o, join(dest, rel), there.get(rel)) for o,rel in jobs]
+    return [_Job(o, dest, rel := relative_path(o.path, src), there.get(rel)) for o in found]
 
-# %% ../nbs/00_infra.ipynb #467e2362
+# %% ../nbs/00_infra.ipynb #cd333eed
 def sync(
     src:str|Path, # Folder or s3:// prefix to copy from
     dest:str|Path, # Folder or s3:// prefix to copy to
@@ -647,9 +663,9 @@ def sync(
 )->Summary: # `extra` tells how much was copied
     "Copy what is missing or out of date from `src` to `dest`; nothing is ever deleted"
     src, dest = (str(o).rstrip('/') for o in (src, dest))
-    if src==dest or dest.startswith(src+'/'): raise InputError(f'can not copy {src!r} into itself')
+    if is_remote(src)==is_remote(dest) and f'{dest}/'.startswith(f'{src}/'): raise InputError(f'can not copy {src!r} into itself')
     jobs = _sync_jobs(src, dest, only)
-    out = map_items(_sync_one, jobs, proc=proc, threads=True, desc='sync', unit='file', key=lambda j: relative_path(j[0].path, src), weight=lambda j: j[0].size)
+    out = map_items(_sync_one, jobs, proc=proc, threads=True, desc='sync', unit='file', key=lambda j: j.rel, weight=lambda j: j.src.size)
     out.extra = dict(MB=round(sum(out.values)/1e6, 1))
     return out
 

@@ -34,15 +34,15 @@ def execute(path:Path, flags:set):
 def main(args):
     from nbdev.config import get_config
     os.chdir(ROOT)
-    env = dict(IN_TEST='1', PYTHONWARNINGS='ignore::UserWarning', PYTHONPATH=str(ROOT), PYTHONHASHSEED='0', IMAGESIM_PROGRESS='false', PYDEVD_DISABLE_FILE_VALIDATION='1')
-    os.environ.update(env)
-    flags = set(get_config().tst_flags.split())
     bin_, paths = Path(sys.executable).parent, [Path(a).resolve() for a in args] or find_notebooks()
     subprocess.run([bin_/'nbdev_export'], check=True)
+    flags, export_env = set(get_config().tst_flags.split()), dict(os.environ) # with IN_TEST set, nbdev_export does nothing
+    os.environ.update(IN_TEST='1', PYTHONWARNINGS='ignore::UserWarning', PYTHONPATH=str(ROOT), PYTHONHASHSEED='0', IMAGESIM_PROGRESS='false',
+                      PYDEVD_DISABLE_FILE_VALIDATION='1')
     for p in paths:
         try: execute(p, flags)
         except CellExecutionError as e: sys.exit(f'{p.relative_to(ROOT)} failed:\n{e}')
         print(f'ran {p.relative_to(ROOT)}')
-    for cmd in ('nbdev_clean', 'nbdev_export'): subprocess.run([bin_/cmd], check=True)
+    for cmd in ('nbdev_clean', 'nbdev_export'): subprocess.run([bin_/cmd], check=True, env=export_env)
 
 if __name__=='__main__': main(sys.argv[1:])

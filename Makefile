@@ -1,0 +1,30 @@
+# imagesim: `make demo` shows it, `make test` checks it. Both set up what they need.
+.PHONY: demo test outputs readme docs lock clean help
+PY := .venv/bin/python
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+.venv/.ready: requirements.lock setup.py settings.ini pyproject.toml
+	@tools/env.sh
+
+demo: .venv/.ready ## run the main job on a synthetic delivery in demo/
+	@.venv/bin/imagesim demo --root demo
+
+test: .venv/.ready ## everything that must hold: sync, notebooks, tests, docs
+	@$(PY) tools/check.py
+
+outputs: .venv/.ready ## run every notebook and save what it shows
+	@$(PY) tools/execute.py
+
+readme: .venv/.ready ## make README.md from nbs/index.ipynb
+	@$(PY) tools/readme.py
+
+docs: .venv/.ready ## build the site into _docs (needs Quarto)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" nbdev_docs
+
+lock: ## look for newer versions and write requirements.lock
+	@tools/lock.sh
+
+clean: ## remove what was built; the environment stays
+	rm -rf demo _proc _docs build dist

@@ -1,0 +1,47 @@
+"""What several test files need: a real S3 server, the real data where it is present, the command line as the shell runs it."""
+import os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent/'shared'/'data'
+
+# no test reaches a real account, and none depends on the settings of whoever runs it
+for k in [k for k in os.environ if k.startswith(('IMAGESIM_', 'AWS_'))]: del os.environ[k]
+os.environ.update(AWS_ACCESS_KEY_ID='nobody', AWS_SECRET_ACCESS_KEY='nothing', AWS_DEFAULT_REGION='us-east-1', AWS_EC2_METADATA_DISABLED='true',
+                  AWS_CONFIG_FILE='/dev/null', AWS_SHARED_CREDENTIALS_FILE='/dev/null', IMAGESIM_PROGRESS='false')
+
+@pytest.fixture(scope='session')
+def shared():
+    "The folder of real data beside the project"
+    if not SHARED.is_dir(): pytest.skip('the real data is not beside the project')
+    return SHARED
+
+@pytest.fixture(scope='session')
+def s3_server():
+    "A moto server on this machine"
+    from moto.server import ThreadedMotoServer
+    import logging
+    logging.getLogger('werkzeug').setLevel(logging.ERROR)
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    yield 'http://{}:{}'.format(*server.get_host_and_port())
+    server.stop()
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    "An empty bucket, as an s3:// URL"
+    import boto3, uuid
+    monkeypatch.setenv('AWS_ENDPOINT_URL', s3_server)
+    name = f'b{uuid.uuid4().hex[:12]}'
+    boto3.client('s3', endpoint_url=s3_server).create_bucket(Bucket=name)
+    return f's3://{name}'
+
+@pytest.fixture
+def imagesim(tmp_path):
+    "Run the `imagesim` command in a process of its own, in an empty folder"
+    def run(*args, env=None, timeout=120):
+        return subprocess.run([sys.executable, '-m', 'imagesim.cli', *map(str,args)], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT), **(env or {})),
+                              capture_output=True, text=True, timeout=timeout)
+    return run
