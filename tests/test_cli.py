@@ -1,0 +1,78 @@
+"""The command as the shell runs it: what it prints, what it leaves, how it ends."""
+import json, os, re
+from pathlib import Path
+
+import pytest
+
+def one_error_line(p): return p.returncode==2 and len(p.stderr.strip().splitlines())==1 and p.stderr.startswith('imagesim: ')
+
+def test_help_names_every_command(imagesim):
+    p = imagesim('--help')
+    assert p.returncode==0
+    for name in 'init', 'doctor', 'sync', 'tiles', 'synth', 'demo':
+        assert re.search(rf'^  {name}\s+\w', p.stdout, re.M)
+        h = imagesim(name, '--help')
+        assert h.returncode==0 and 'Usage: imagesim' in h.stdout and not re.search(r'\bTODO\b|None]', h.stdout)
+
+def test_wrong_words_end_with_2(imagesim):
+    for args in ['chpi'], ['init', '--rot', 'x'], ['synth'], ['synth', '--root', 'x', '--size', '99']:
+        p = imagesim(*args)
+        assert p.returncode==2 and 'Traceback' not in p.stderr
+
+def test_init_and_its_settings(imagesim, tmp_path):
+    p = imagesim('init', '--root', 'data')
+    assert p.returncode==0 and 'export IMAGESIM_DATA_ROOT=' in p.stdout and (tmp_path/'data/schemas').is_dir()
+    assert imagesim('init', env=dict(IMAGESIM_DATA_ROOT=str(tmp_path/'other'))).returncode==0 and (tmp_path/'other/ard').is_dir()
+    (tmp_path/'file').write_text('')
+    assert one_error_line(imagesim('init', '--root', 'file'))
+
+def test_doctor_finds_everything_here(imagesim, tmp_path):
+    p = imagesim('doctor', env=dict(IMAGESIM_DATA_ROOT=str(tmp_path)))
+    assert p.returncode==0 and p.stdout.rstrip().endswith('All right.') and 'BAD' not in p.stdout
+    assert re.search(r'driver JPEG\s+read chips', p.stdout) and 'environment variable IMAGESIM_DATA_ROOT' in p.stdout
+
+def test_doctor_says_what_is_missing(imagesim, tmp_path):
+    (tmp_path/'sitecustomize.py').write_text("import importlib.metadata as m\nreal = m.version\ndef fake(n):\n    if n in ('rasterio','torch'): raise m.PackageNotFoundError(n)\n    return real(n)\nm.version = fake")
+    import conftest
+    p = imagesim('doctor', env=dict(PYTHONPATH=f'{tmp_path}{os.pathsep}{conftest.ROOT}'))
+    assert p.returncode==1 and 'pip install rasterio' in p.stdout and "pip install 'imagesim[model]'" in p.stdout and 'In the way: rasterio' in p.stdout
+
+def test_doctor_asks_the_bucket(imagesim, bucket):
+    from imagesim.infra import write_bytes
+    write_bytes(f'{bucket}/ard/33/x', b'')
+    p = imagesim('doctor', '--bucket', env=dict(IMAGESIM_BUCKET=bucket))
+    assert p.returncode==0 and re.search(rf'{bucket}\s+ard', p.stdout)
+    p = imagesim('doctor', '--bucket', env=dict(IMAGESIM_BUCKET=bucket+'-not'))
+    assert p.returncode==1 and 'IMAGESIM_BUCKET' in p.stdout
+
+def test_sync_by_its_short_form(imagesim, bucket, tmp_path):
+    from imagesim.infra import write_bytes
+    write_bytes(f'{bucket}/ard/33/0313/a-visual.tif', b'tile')
+    write_bytes(f'{bucket}/ard/33/0313/a-ms.tif', b'large')
+    env = dict(IMAGESIM_BUCKET=bucket, IMAGESIM_DATA_ROOT=str(tmp_path/'data'))
+    p = imagesim('sync', 'ard/33', '--only', 'visual', env=env)
+    assert p.returncode==0 and '1 file done' in p.stdout and [f.name for f in (tmp_path/'data').rglob('*.*')]==['a-visual.tif']
+    (tmp_path/'data/datasets').mkdir()
+    (tmp_path/'data/datasets/x.json').write_text('{}')
+    assert imagesim('sync', 'datasets', '--push', env=env).returncode==0
+    from imagesim.infra import read_bytes
+    assert read_bytes(f'{bucket}/datasets/x.json')==b'{}'
+
+def test_tiles_of_what_is_no_delivery(imagesim, tmp_path):
+    (tmp_path/'photos').mkdir()
+    (tmp_path/'photos/me.jpg').write_bytes(b'')
+    p = imagesim('tiles', '--ard-path', 'photos')
+    assert one_error_line(p) and 'photos' in p.stderr
+    assert one_error_line(imagesim('tiles', '--ard-path', 'nowhere'))
+
+def test_tiles_of_the_real_tile(imagesim, shared, tmp_path):
+    p = imagesim('tiles', '--ard-path', shared/'banepa/ard', '--out', 'tiles.parquet')
+    assert p.returncode==0 and 'Z45-031331122210_A0A0000000000001' in p.stdout and (tmp_path/'tiles.parquet').stat().st_size>1000
+
+def test_demo_runs_and_finds_itself_done(imagesim, tmp_path):
+    p = imagesim('demo', '--root', 'demo', '--size', '2', timeout=280)
+    assert p.returncode==0, p.stderr
+    tifs = {f:f.stat().st_mtime_ns for f in (tmp_path/'demo/ard').rglob('*-visual.tif')}
+    assert len(tifs)==2 and (tmp_path/'demo/tiles.parquet').is_file()
+    again = imagesim('demo', '--root', 'demo', '--size', '2', timeout=280)
+    assert again.returncode==0 and tifs=={f:f.stat().st_mtime_ns for f in (tmp_path/'demo/ard').rglob('*-visual.tif')}
