@@ -11,6 +11,7 @@ __all__ = ['ARD_LEVEL', 'CHIP_LEVEL', 'MAX_LEVEL', 'GRID_M', 'CELL_M', 'GSD_M', 
 
 # %% ../nbs/00a_ard.ipynb #9b44514e
 import os, re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date as Date
@@ -52,10 +53,11 @@ def _check_zone(zone)->int:
 def _check_quadkey(quadkey)->str:
     "Return `quadkey`, or say what is wrong with it"
     if not isinstance(quadkey, str):
-        raise InputError(f'quadkey {quadkey!r} is of type {type(quadkey).__name__}; pass a string, because a number loses its leading zeros')
+        raise InputError(f'quadkey {quadkey!r} is of type {type(quadkey).__name__}; pass a string, a number loses its leading zeros')
     bad = re.search('[^0-3]', quadkey)
     if bad: raise InputError(f'quadkey {quadkey!r} has {bad[0]!r} at position {bad.start()+1}; its digits are 0, 1, 2 and 3')
-    if not 1<=len(quadkey)<=MAX_LEVEL: raise InputError(f'quadkey {quadkey!r} has {len(quadkey)} digits; levels are 1 to {MAX_LEVEL}')
+    if not 1<=len(quadkey)<=MAX_LEVEL:
+        raise InputError(f'quadkey {quadkey!r} has {len(quadkey)} digits; levels are 1 to {MAX_LEVEL}')
     return quadkey
 
 # %% ../nbs/00a_ard.ipynb #609fac24
@@ -118,7 +120,8 @@ def children(self:Cell,
 )->list[Cell]: # In quadkey order
     "List the cells of a finer level inside this one"
     level = self.level+1 if level is None else level
-    if not self.level<=level<=MAX_LEVEL: raise InputError(f'{self.id} is of level {self.level} and has no children of level {level}')
+    if not self.level<=level<=MAX_LEVEL:
+        raise InputError(f'{self.id} is of level {self.level} and has no children of level {level}')
     return [Cell(self.zone, self.quadkey+''.join(o)) for o in product('0123', repeat=level-self.level)]
 
 # %% ../nbs/00a_ard.ipynb #6be3fc3b
@@ -154,7 +157,8 @@ def from_xy(cls:Cell,
 )->Cell:
     "Make the cell at column `x` and row `y` of a level"
     if not 1<=level<=MAX_LEVEL: raise InputError(f'there is no level {level}; levels are 1 to {MAX_LEVEL}')
-    if not (0<=x<2**level and 0<=y<2**level): raise InputError(f'x={x}, y={y} lies outside the grid; at level {level} both are 0 to {2**level-1}')
+    if not (0<=x<2**level and 0<=y<2**level):
+        raise InputError(f'x={x}, y={y} lies outside the grid; at level {level} both are 0 to {2**level-1}')
     return cls(zone, ''.join(str((x>>i & 1) + 2*(y>>i & 1)) for i in range(level-1, -1, -1)))
 
 # %% ../nbs/00a_ard.ipynb #d7a957b4
@@ -239,7 +243,8 @@ def at(cls:Cell,
     owner = utm_zone(lon, lat)
     zone = owner if zone is None else _check_zone(zone)
     e, n = _transformer(4326, 32600+zone).transform(lon, lat)
-    if not (np.isfinite(e) and np.isfinite(n)): raise InputError(f'longitude {lon}, latitude {lat} lies too far from zone {zone}; zone {owner} owns it')
+    if not (np.isfinite(e) and np.isfinite(n)):
+        raise InputError(f'longitude {lon}, latitude {lat} lies too far from zone {zone}; zone {owner} owns it')
     s = GRID_M/2**level
     return cls.from_xy(zone, int((e-500_000+GRID_M/2)//s), int((GRID_M/2-n)//s), level)
 
@@ -266,7 +271,8 @@ def _outline(cell:Cell, points:int): # Shapely polygon
     xs = np.concatenate([l+(r-l)*f, r*one, r-(r-l)*f, l*one])
     ys = np.concatenate([b*one, b+(t-b)*f, t*one, t-(t-b)*f])
     lon, lat = _transformer(cell.epsg, 4326).transform(xs, ys)
-    if not np.isfinite(lon).all(): raise InputError(f'{cell.id} reaches too far from zone {cell.zone} to be drawn on the globe')
+    if not np.isfinite(lon).all():
+        raise InputError(f'{cell.id} reaches too far from zone {cell.zone} to be drawn on the globe')
     middle = 6*cell.zone-183
     return Polygon(np.column_stack([middle + (lon-middle+180)%360 - 180, lat]))
 
@@ -343,7 +349,8 @@ class PixelBox(NamedTuple):
 @patch
 def tile_window(self:Cell)->PixelBox:
     "Locate this cell in the pixels of its own ARD tile, the apron counted"
-    if not ARD_LEVEL<=self.level<=MAX_LEVEL: raise InputError(f'{self.id} is of level {self.level}; a tile holds levels {ARD_LEVEL} to {MAX_LEVEL}')
+    if not ARD_LEVEL<=self.level<=MAX_LEVEL:
+        raise InputError(f'{self.id} is of level {self.level}; a tile holds levels {ARD_LEVEL} to {MAX_LEVEL}')
     px, n = int(self.size_m/GSD_M), 2**(self.level-ARD_LEVEL)
     return PixelBox(CHIP_PX + self.x%n*px, CHIP_PX + self.y%n*px, px, px)
 
@@ -354,9 +361,11 @@ def check_catalog_id(
     catalog_id:str
 )->str: # The same
     "Return a catalog id that is safe in a file name, or say what is wrong with it"
-    if not isinstance(catalog_id, str): raise InputError(f'catalog id {catalog_id!r} is of type {type(catalog_id).__name__}; pass a string')
+    if not isinstance(catalog_id, str):
+        raise InputError(f'catalog id {catalog_id!r} is of type {type(catalog_id).__name__}; pass a string')
     if not _catalog_re.fullmatch(catalog_id) or '..' in catalog_id:
-        raise InputError(f"catalog id {catalog_id!r} is not safe in a file name; it may hold letters, digits, '-', '_' and single dots inside, up to 128 of them")
+        raise InputError(f"catalog id {catalog_id!r} is not safe in a file name; "
+                         "it may hold letters, digits, '-', '_' and single dots inside, up to 128 of them")
     if catalog_id.lower().endswith(('.jpg','.jpeg','.png','.tif','.tiff','.json')):
         raise InputError(f'catalog id {catalog_id!r} ends like a file; pass it without the ending')
     return catalog_id
@@ -395,8 +404,9 @@ def parse_chip(
 
 # %% ../nbs/00a_ard.ipynb #6d0ea97b
 ARD_KINDS = dict(visual='.tif', ms='.tif', pan='.tif', clouds='.tif', water='.tif',
-    **{'healthy-vegetation':'.tif', 'terrain-shadows':'.tif', 'ms-saturation':'.tif', 'pan-flare':'.tif', 'ms_analytic':'.tif', 'pan_analytic':'.tif'},
-    **{f'{k}-mask':'.gpkg' for k in ('data','cloud','cloud-shadow','terrain-shadow','healthy-vegetation','ms-saturation','pan-flare','water')})
+    **{k:'.tif' for k in ('healthy-vegetation', 'terrain-shadows', 'ms-saturation', 'pan-flare', 'ms_analytic', 'pan_analytic')},
+    **{f'{k}-mask':'.gpkg' for k in ('data', 'cloud', 'cloud-shadow', 'terrain-shadow', 'healthy-vegetation', 'ms-saturation',
+                                     'pan-flare', 'water')})
 
 # %% ../nbs/00a_ard.ipynb #c3094152
 @dataclass(frozen=True, slots=True)
@@ -416,7 +426,8 @@ class ArdTile:
     def id(self)->str: return f'{self.cell.id}_{self.catalog_id}'
     @property
     def info(self)->FileInfo: return FileInfo(self.path, self.size, self.modified, self.etag)
-    def beside(self, kind:str)->str|None: return next((p for p in self.others if _parse_file(p.rpartition('/')[2])[1]==kind), None)
+    def beside(self, kind:str)->str|None: # Path of another kind, e.g. 'cloud-mask', if it was delivered
+        return next((p for p in self.others if _parse_file(p.rpartition('/')[2])[1]==kind), None)
 
 # %% ../nbs/00a_ard.ipynb #edece481
 def _parse_day(s:str)->Date:
@@ -424,7 +435,7 @@ def _parse_day(s:str)->Date:
     try:
         if not re.fullmatch('[0-9]{4}-[0-9]{2}-[0-9]{2}', s): raise ValueError
         return Date.fromisoformat(s)
-    except ValueError: raise InputError(f'{s!r} is not a day; days are written like 2021-01-31') from None
+    except (ValueError, TypeError): raise InputError(f'{s!r} is not a day; days are written like 2021-01-31') from None
 
 # %% ../nbs/00a_ard.ipynb #cb1192c9
 def _check_kind(kind:str)->str:
@@ -436,15 +447,16 @@ def _check_kind(kind:str)->str:
 def tile_path(
     root:str|Path, # Root of the delivery
     cell:'Cell|str', # Level 12
-    date:'Date|str|None', # Day of the acquisition; None for a delivery without date folders
+    date:'Date|str|None', # Day of the acquisition, UTC; None for a delivery without date folders
     catalog_id:str,
     kind:str='visual' # One of ARD_KINDS
 )->str:
     "Put together where a delivery keeps a tile"
     cell = Cell.parse(cell)
     if cell.level!=ARD_LEVEL: raise InputError(f'{cell.id} is of level {cell.level}; ARD tiles are of level {ARD_LEVEL}')
-    day = [] if date is None else [_parse_day(str(date)).isoformat()]
-    return join(root, f'{cell.zone:02d}', cell.quadkey, *day, f'{check_catalog_id(catalog_id)}-{_check_kind(kind)}{ARD_KINDS[kind]}')
+    day = [] if date is None else [_parse_day(str(date)[:10] if isinstance(date, Date) else date).isoformat()]
+    name = f'{check_catalog_id(catalog_id)}-{_check_kind(kind)}{ARD_KINDS[kind]}'
+    return join(root, f'{cell.zone:02d}', cell.quadkey, *day, name)
 
 # %% ../nbs/00a_ard.ipynb #9f7bb5a9
 @lru_cache(4096)
@@ -453,7 +465,8 @@ def _parse_folder(folder:str)->tuple[Cell,Date|None]:
     parts = folder.split('/')
     day = _parse_day(parts.pop()) if re.match('[0-9]{4}-[0-9]', parts[-1]) else None
     zone, quadkey = parts[-2:] if len(parts)>1 else ('', parts[-1])
-    if not re.fullmatch('[0-3]{6,}', quadkey): raise InputError(f"folder {quadkey!r} is not a cell's; above the file there should be <zone>/<quadkey>/<YYYY-MM-DD>/")
+    if not re.fullmatch('[0-3]{6,}', quadkey):
+        raise InputError(f"folder {quadkey!r} is not a cell's; above the file there should be <zone>/<quadkey>/<YYYY-MM-DD>/")
     if not re.fullmatch('[0-9]{2}', zone): raise InputError(f"folder {zone!r} is not a zone's; zones have two digits, 01 to 60")
     if len(quadkey)!=ARD_LEVEL: raise InputError(f'quadkey {quadkey!r} has {len(quadkey)} digits; ARD tiles are of level {ARD_LEVEL}')
     return Cell(int(zone), quadkey), day
@@ -484,10 +497,11 @@ class TileList(list):
         tiles:Iterable=(),
         root:str='', # The folder that was searched
         problems:Iterable=(), # (path, reason) of what looks like a tile and is none
-        strays:Iterable=() # JSON files that may be STAC items and whose folder doesn't tell their cell
+        strays:Iterable=(), # JSON files that may be STAC items and whose folder doesn't tell their cell
+        kinds:dict|None=None # How many files of other kinds lie beside them, e.g. {'ms': 12}
     ):
         super().__init__(tiles)
-        self.root,self.problems,self.strays = str(root), list(problems), list(strays)
+        self.root,self.problems,self.strays,self.kinds = str(root), list(problems), list(strays), dict(kinds or {})
     @property
     def cells(self)->list[Cell]: return sorted({t.cell for t in self})
     @property
@@ -497,7 +511,10 @@ class TileList(list):
         s = f"{len(self):,} tile{'s'*(len(self)!=1)} in {len(self.cells):,} cell{'s'*(len(self.cells)!=1)}"
         if self: s += f", zone{'s'*(len(self.zones)>1)} {', '.join(map(str,self.zones))}"
         if days: s += f', {days[0]} to {days[-1]}'
-        return '\n'.join([s] + [f'  not a tile: {relative_path(p,self.root)}: {why}' for p,why in self.problems])
+        lines = [f'  not a tile: {relative_path(p,self.root)}: {why}' for p,why in self.problems[:20]]
+        if len(self.problems)>20: lines.append(f'  … and {len(self.problems)-20:,} more (`.problems` has them all)')
+        if self.kinds: s += '\n  also delivered: ' + ', '.join(f'{n:,} {k}' for k,n in sorted(self.kinds.items()))
+        return '\n'.join([s, *lines])
 
 # %% ../nbs/00a_ard.ipynb #432ac012
 _not_items = re.compile(r'(^|/)(acquisition_collections|order_collections)/|(^|/)osm_data[.]json$|-request[.]json$|_collection[.]json$')
@@ -514,8 +531,9 @@ def _sort_files(files:list[FileInfo], root:str, kind:str)->tuple[list,dict,dict,
                 if not _not_items.search(rel): items.setdefault((_parse_folder(folder)[0], name[:-5]), []).append(f.path)
             elif name.lower().endswith(('.tif','.tiff')) or name.endswith('-mask.gpkg'):
                 catalog_id, k = _parse_file(name)
-                if k!=kind: others.setdefault((folder,catalog_id), []).append(f.path)
-                else: tiles.append((folder, ArdTile(*_parse_folder(folder)[:1], catalog_id, _parse_folder(folder)[1], f.path, k, f.size, f.modified, f.etag)))
+                if k!=kind: others.setdefault((folder,catalog_id), []).append(f.path); continue
+                cell, day = _parse_folder(folder)
+                tiles.append((folder, ArdTile(cell, catalog_id, day, f.path, k, f.size, f.modified, f.etag)))
         except InputError as e:
             if name.endswith('.json'): strays.append(f.path)
             else: problems.append((f.path, one_line(e)))
@@ -534,8 +552,8 @@ def _drop_doubles(tiles:list[ArdTile], root:str, problems:list)->list[ArdTile]:
     "Keep one tile a cell and catalog id: one with a day before one without, then the latest day, then the first path"
     seen = {}
     for t in sorted(tiles, key=lambda t: (-(t.date.toordinal() if t.date else 0), t.path)):
-        if t.id in seen: problems.append((t.path, f'same cell and catalog id as {relative_path(seen[t.id].path,root)}, which is used instead'))
-        else: seen[t.id] = t
+        used = seen.setdefault(t.id, t)
+        if used is not t: problems.append((t.path, f'same cell and catalog id as {relative_path(used.path,root)}, which is used instead'))
     return sorted(seen.values(), key=lambda t: (t.cell, t.date or Date.min, t.catalog_id))
 
 # %% ../nbs/00a_ard.ipynb #0d7222c5
@@ -550,8 +568,9 @@ def _no_delivery(root:str, files:list, problems:list)->str:
     "Say what was looked for, and what was there instead"
     s = f'{root} is not a delivery: no <zone>/<quadkey>/<YYYY-MM-DD>/<catalog id>-visual.tif in it'
     if not files: return s+'; it is empty'
-    if problems: return s+f'; {len(problems)} of its files look like tiles, e.g. {relative_path(problems[0][0],root)}: {problems[0][1]}'
-    return s+f"; it holds {len(files):,} other file(s), e.g. {relative_path(files[0].path,root)}. Pass the root of a delivery, or a zone's or cell's folder in it"
+    if problems: return s+f'; {len(problems):,} of its files look like tiles, e.g. {relative_path(problems[0][0],root)}: {problems[0][1]}'
+    return s+(f'; it holds {len(files):,} other file(s), e.g. {relative_path(files[0].path,root)}. '
+              "Pass the root of a delivery, or a zone's or cell's folder in it")
 
 # %% ../nbs/00a_ard.ipynb #c6ea42ef
 def find_tiles(
@@ -566,8 +585,10 @@ def find_tiles(
     found, items, others, strays, problems = _sort_files(files, root, _check_kind(kind))
     if not found and not others: raise InputError(_no_delivery(root, files, problems))
     tiles = [_complete(t, folder, items, others) for folder,t in found if zone is None or t.cell.zone==zone]
-    if found and not tiles: raise InputError(f"{root} holds no tile of zone {zone}; there is {', '.join(str(z) for z in sorted({t.cell.zone for _,t in found}))}")
-    return TileList(_drop_doubles(tiles, root, problems), root, problems, strays)
+    there = sorted({t.cell.zone for _,t in found})
+    if found and not tiles: raise InputError(f"{root} holds no tile of zone {zone}; there is {', '.join(map(str,there))}")
+    kinds = Counter(_parse_file(p.rpartition('/')[2])[1] for paths in others.values() for p in paths)
+    return TileList(_drop_doubles(tiles, root, problems), root, problems, strays, kinds)
 
 # %% ../nbs/00a_ard.ipynb #385f8414
 def get_cog_path_from_chip(
@@ -595,8 +616,9 @@ def _tiles_of_cell(ard_path:str|Path, cell:Cell)->TileList:
     return find_tiles(root)
 
 # %% ../nbs/00a_ard.ipynb #77415cdf
-TILE_COLUMNS = ['tile', 'cell', 'zone', 'catalog_id', 'date', 'datetime', 'sensor', 'off_nadir', 'view_azimuth', 'sun_elevation', 'sun_azimuth',
-                'gsd_native', 'cloud_share', 'data_share', 'valid_area_km2', 'epsg', 'path', 'size', 'etag', 'modified', 'source', 'footprint']
+TILE_COLUMNS = ['tile', 'cell', 'zone', 'catalog_id', 'date', 'datetime', 'sensor', 'off_nadir', 'view_azimuth', 'sun_elevation',
+                'sun_azimuth', 'gsd_native', 'cloud_share', 'data_share', 'valid_area_km2', 'epsg', 'path', 'size', 'etag', 'modified',
+                'source', 'footprint']
 
 # %% ../nbs/00a_ard.ipynb #e3bc85a1
 def _number(p:dict, key:str)->float: # NaN where there is none
@@ -621,6 +643,18 @@ def _item_bbox(p:dict)->UTMBox|None:
     try: return UTMBox(*map(float, b.split(',') if isinstance(b, str) else b))
     except (TypeError, ValueError): raise CorruptError(f'proj:bbox is {b!r}, not four numbers') from None
 
+# %% ../nbs/00a_ard.ipynb #f9a5c3ef
+def _item_geometry(item:dict): # Shapely polygon in longitude and latitude, or None
+    "Read the outline of what the sensor saw"
+    if not item.get('geometry'): return None
+    try: g = _as_geometry(item)
+    except InputError: raise CorruptError('its geometry is broken') from None
+    if g.geom_type not in ('Polygon','MultiPolygon') or g.is_empty: raise CorruptError(f'its geometry is no polygon but {g.wkt[:40]}')
+    w,s,e,n = g.bounds
+    if not (-180<=w<=e<=180 and -90<=s<=n<=90):
+        raise CorruptError(f'its geometry is not in longitude and latitude but {w:g} to {e:g}, {s:g} to {n:g}')
+    return g
+
 # %% ../nbs/00a_ard.ipynb #036a1899
 def _item_time(p:dict):
     "Read the moment of acquisition, UTC"
@@ -631,28 +665,31 @@ def _item_time(p:dict):
     return t.tz_localize('UTC') if t.tz is None else t.tz_convert('UTC')
 
 # %% ../nbs/00a_ard.ipynb #92577d1d
+_no_item = 'not a STAC item: it has no properties'
+
 def _item_facts(item:dict)->dict:
     "Read what a STAC item, or a feature of the catalogue, says of its tile"
-    if not isinstance(item, dict) or not isinstance(item.get('properties'), dict): raise CorruptError('not a STAC item: it has no properties')
+    if not isinstance(item, dict) or not isinstance(item.get('properties'), dict): raise CorruptError(_no_item)
     p = item['properties']
     when, n = _item_time(p), lambda k: _number(p, k)
-    try: geometry = _as_geometry(item) if item.get('geometry') else None
-    except InputError: raise CorruptError('its geometry is broken') from None
     return dict(cell=_item_cell(p), catalog_id=p.get('catalog_id'), datetime=when, date=None if when is pd.NaT else str(when.date()),
-        sensor=p.get('platform'), off_nadir=n('view:off_nadir'), view_azimuth=n('view:azimuth'), sun_elevation=n('view:sun_elevation'),
-        sun_azimuth=n('view:sun_azimuth'), gsd_native=n('gsd'), cloud_share=n('tile:clouds_percent')/100, valid_area_km2=n('tile:data_area'),
-        epsg=p.get('proj:epsg'), bbox=_item_bbox(p), geometry=geometry)
+        sensor=p.get('platform'), off_nadir=n('view:off_nadir'), view_azimuth=n('view:azimuth'),
+        sun_elevation=n('view:sun_elevation'), sun_azimuth=n('view:sun_azimuth'), gsd_native=n('gsd'),
+        cloud_share=n('tile:clouds_percent')/100, valid_area_km2=n('tile:data_area'),
+        epsg=p.get('proj:epsg'), bbox=_item_bbox(p), geometry=_item_geometry(item))
 
 # %% ../nbs/00a_ard.ipynb #f899c105
 def _check_facts(f:dict, cell:Cell, catalog_id:str, date:str|None):
     "Refuse an item that describes another tile"
-    claims = (('cell', f['cell'] and f['cell'].id, cell.id), ('catalog id', f['catalog_id'], catalog_id), ('day', f['date'], date), ('EPSG code', f['epsg'], cell.epsg))
+    claims = (('cell', f['cell'] and f['cell'].id, cell.id), ('catalog id', f['catalog_id'], catalog_id),
+              ('day', f['date'], date), ('EPSG code', f['epsg'], cell.epsg))
     for name,said,found in claims:
-        if said is not None and found is not None and said!=found: raise CorruptError(f'describes another tile: its {name} is {said}, the path says {found}')
+        if None not in (said, found) and said!=found:
+            raise CorruptError(f'describes another tile: its {name} is {said}, the path says {found}')
     if not f['bbox']: return
     b, t = f['bbox'], cell.buffered(APRON_M+1)
     if not (t.left<=b.left<b.right<=t.right and t.bottom<=b.bottom<b.top<=t.top):
-        raise CorruptError(f'describes another tile: its proj:bbox {tuple(round(v) for v in b)} is not inside {tuple(cell.buffered(APRON_M))}')
+        raise CorruptError(f'describes another tile: its proj:bbox {tuple(map(round,b))} is not inside {tuple(cell.buffered(APRON_M))}')
 
 # %% ../nbs/00a_ard.ipynb #84b170bd
 def _data_shares(cells:list[Cell], footprints:list)->np.ndarray: # 0 to 1, NaN without a footprint
@@ -669,7 +706,8 @@ def _data_shares(cells:list[Cell], footprints:list)->np.ndarray: # 0 to 1, NaN w
     return out
 
 # %% ../nbs/00a_ard.ipynb #10ef99d5
-_numbers = ['off_nadir', 'view_azimuth', 'sun_elevation', 'sun_azimuth', 'gsd_native', 'cloud_share', 'data_share', 'valid_area_km2', 'modified']
+_numbers = ['off_nadir', 'view_azimuth', 'sun_elevation', 'sun_azimuth', 'gsd_native', 'cloud_share', 'data_share', 'valid_area_km2',
+            'modified']
 _texts   = ['tile', 'cell', 'catalog_id', 'date', 'sensor', 'path', 'etag', 'source']
 
 def _table(rows:list[dict], problems:Iterable=())->pd.DataFrame:
@@ -694,7 +732,8 @@ def _catalogue_row(item:dict)->dict:
     tile = parse_tile_path(url)
     day = tile.date and str(tile.date)
     _check_facts(f, tile.cell, tile.catalog_id, day)
-    return f | dict(tile=tile.id, cell=tile.cell.id, zone=tile.cell.zone, catalog_id=tile.catalog_id, date=day or f['date'], epsg=tile.cell.epsg, path=url, source='catalogue')
+    return f | dict(tile=tile.id, cell=tile.cell.id, zone=tile.cell.zone, catalog_id=tile.catalog_id, date=day or f['date'],
+                    epsg=tile.cell.epsg, path=url, source='catalogue')
 
 # %% ../nbs/00a_ard.ipynb #e8ee96f6
 def read_catalogue(
@@ -706,7 +745,8 @@ def read_catalogue(
     rows, problems, events = [], [], {}
     for file in files:
         d = read_json(file)
-        if not isinstance(d, dict) or not isinstance(d.get('features'), list): raise CorruptError(f'{file}: not a GeoJSON feature collection')
+        if not isinstance(d, dict) or not isinstance(d.get('features'), list):
+            raise CorruptError(f'{file}: not a GeoJSON feature collection')
         for i,item in enumerate(d['features']):
             try: rows.append(_catalogue_row(item))
             except ImagesimError as e: problems.append((f'{file}#{i}', one_line(e)))
@@ -736,6 +776,7 @@ def _stray_items(paths:list[str], threads:int, problems:list)->dict: # (cell, ca
     "Place STAC items whose folder doesn't tell their cell by what is written in them"
     out = {}
     for p,f in _read_all(paths, threads).items():
+        if f==_no_item: continue # some other JSON
         if isinstance(f, str): problems.append((p, f))
         elif f['cell'] and f['catalog_id']: out.setdefault((f['cell'], f['catalog_id']), []).append((f['date'], p, f))
     return out
@@ -747,7 +788,8 @@ def _tile_row(t:ArdTile, root:str, facts:dict, strays:dict, known:dict, problems
     day = t.date and str(t.date)
     row = dict(tile=t.id, cell=t.cell.id, zone=t.cell.zone, catalog_id=t.catalog_id, epsg=t.cell.epsg, path=relative_path(t.path, root),
                size=t.size, etag=t.etag, modified=t.modified)
-    path, f = (t.item, facts[t.item]) if t.item else next(((p,f) for d,p,f in strays.get((t.cell,t.catalog_id), ()) if day in (None,d)), (None,None))
+    found = [(p,f) for d,p,f in strays.get((t.cell,t.catalog_id), ()) if day in (None,d)] if not t.item else [(t.item, facts[t.item])]
+    path, f = found[0] if found else (None, None)
     try:
         if isinstance(f, str): raise CorruptError(f)
         if f:
@@ -795,7 +837,8 @@ def read_tile_table(
     from pyarrow import ArrowException
     try: table = pd.read_parquet(BytesIO(read_bytes(path)))
     except ArrowException as e: raise CorruptError(f'{path}: not a Parquet file ({one_line(e)}); write it again') from None
-    if missing := [c for c in TILE_COLUMNS if c not in table]: raise CorruptError(f"{path}: not a tile table: no column {', '.join(missing)}")
+    if missing := [c for c in TILE_COLUMNS if c not in table]:
+        raise CorruptError(f"{path}: not a tile table: no column {', '.join(missing)}")
     return table
 
 # %% ../nbs/00a_ard.ipynb #c20ff6ae

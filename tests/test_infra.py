@@ -123,20 +123,22 @@ def test_sync_refuses_names_that_leave_the_folder(bucket, tmp_path):
     assert s.done==1 and s.failed==1 and 'not a safe name' in s.failures[0][1] and s.exit_code==1
     assert sorted(p.name for p in tmp_path.rglob('*.json'))==['good.json']
 
-def test_killed_sync_resumes_inside_a_file(bucket, tmp_path):
+@pytest.mark.parametrize('sig,code', [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_stopped_sync_resumes_inside_a_file(bucket, tmp_path, sig, code):
     big = os.urandom(96*2**20)
     write_bytes(f'{bucket}/ard/a-visual.tif', big)
     write_bytes(f'{bucket}/ard/b-visual.tif', b'small')
     cmd = [sys.executable, '-m', 'imagesim.cli', 'sync', f'{bucket}/ard', str(tmp_path/'ard'), '--proc', '2']
     env = dict(os.environ, PYTHONPATH=str(ROOT))
-    p = subprocess.Popen(cmd, env=env, stdout=subprocess.DEVNULL)
+    p = subprocess.Popen(cmd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.time()+60
     while time.time()<deadline:
         parts = [f for f in (tmp_path/'ard').glob('.*a-visual.tif.part') if f.stat().st_size>=2**24] if (tmp_path/'ard').exists() else []
         if parts: break
         time.sleep(.002)
-    p.send_signal(signal.SIGKILL)
-    p.wait()
+    p.send_signal(sig)
+    said = p.communicate(timeout=30)[1]
+    assert p.returncode==code and 'Traceback' not in said and (sig==signal.SIGKILL or 'call it again to go on' in said)
     assert parts and not (tmp_path/'ard/a-visual.tif').exists(), 'the run was to be killed in the middle of the large file'
     with open(parts[0], 'r+b') as f: f.write(b'KEPT') # were it fetched anew, this mark would be gone
     assert subprocess.run(cmd, env=env, stdout=subprocess.DEVNULL).returncode==0
