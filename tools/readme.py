@@ -18,6 +18,7 @@ def relink(match):
 def render(path:Path=ROOT/'nbs'/'index.ipynb')->str:
     "The notebook as GitHub Markdown: hidden cells and directives gone, links made relative to the top"
     nb = nbformat.read(path, 4)
+    nb.metadata['language_info'] = dict(name='python') # for the fences of code
     nb.cells = [c for c in nb.cells if c.cell_type!='raw' and not is_hidden(c)]
     for c in nb.cells:
         if c.cell_type!='code': continue
