@@ -553,6 +553,7 @@ def map_items(
     "Do `fn` to every item; a failure is recorded with its reason, and the rest goes on"
     if proc<1: raise InputError(f'proc must be 1 or more, got {proc}')
     start, out, weights = time.perf_counter(), {}, {}
+    if hasattr(items, '__len__'): proc = min(proc, max(1, len(items))) # one item needs no process of its own
     if total is None and hasattr(items, '__len__'): total = sum(map(weight, items)) if weight else len(items)
     def named():
         for i,item in enumerate(items):

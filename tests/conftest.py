@@ -41,7 +41,7 @@ def bucket(s3_server, monkeypatch):
 @pytest.fixture
 def imagesim(tmp_path):
     "Run the `imagesim` command in a process of its own, in an empty folder"
-    def run(*args, env=None, timeout=120):
-        return subprocess.run([sys.executable, '-m', 'imagesim.cli', *map(str,args)], cwd=tmp_path, env={**os.environ, 'PYTHONPATH':str(ROOT), **(env or {})},
+    def run(*args, env=None, timeout=120, module='imagesim.cli'):
+        return subprocess.run([sys.executable, '-m', module, *map(str,args)], cwd=tmp_path, env={**os.environ, 'PYTHONPATH':str(ROOT), **(env or {})},
                               capture_output=True, text=True, timeout=timeout)
     return run

@@ -76,3 +76,20 @@ def test_demo_runs_and_finds_itself_done(imagesim, tmp_path):
     assert len(tifs)==2 and (tmp_path/'demo/tiles.parquet').is_file()
     again = imagesim('demo', '--root', 'demo', '--size', '2', timeout=280)
     assert again.returncode==0 and tifs=={f:f.stat().st_mtime_ns for f in (tmp_path/'demo/ard').rglob('*-visual.tif')}
+
+def test_chip_and_nodata_as_the_users_spell_them(imagesim, tmp_path):
+    assert imagesim('synth', '--root', 'data', '--size', '2', '--dates', '1').returncode==0
+    p = imagesim('chip', '--ard-path', 'data/ard/33', '--zoom', '17', '--proc', '2', '--dest', 'data/chips/33')
+    assert p.returncode==0 and '1 tile done' in p.stdout
+    chips = sorted((tmp_path/'data/chips/33').glob('*.jpg'))
+    assert chips and all(re.fullmatch(r'Z33-[0-3]{17}_\w+\.jpg', f.name) for f in chips)
+    older = imagesim('--ard-path', 'data/ard/33', '--zoom', '17', '--dest', 'older/33', module='imagesim.chip')
+    assert older.returncode==0 and [f.name for f in sorted((tmp_path/'older/33').glob('*.jpg'))]==[f.name for f in chips]
+    assert all((tmp_path/'older/33'/f.name).read_bytes()==f.read_bytes() for f in chips)
+    for name,words in {'a.json':['chip'], 'b.json':['nodata']}.items():
+        p = imagesim(*words, '--filename', name, '--chip-dir', 'data/chips/33')
+        assert p.returncode==0, p.stderr
+    assert (tmp_path/'a.json').read_bytes()==(tmp_path/'b.json').read_bytes()
+    index = json.loads((tmp_path/'a.json').read_text())
+    assert sorted(index)==[f.name for f in chips] and set(index.values())<={'all data', 'partial data', 'no data'}
+    assert one_error_line(imagesim('chip', '--filename', 'c.json')) and one_error_line(imagesim('chip', '--ard-path', 'nowhere', '--dest', 'x'))

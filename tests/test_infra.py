@@ -220,8 +220,8 @@ def test_killed_worker_is_one_failure():
 def test_results_and_errors_that_do_not_pickle_are_failures_not_hangs():
     s = map_items(unpicklable, [0, 1, 2], proc=2)
     assert s.values==[0, 2] and s.failed==1
-    s = map_items(odd, [0], proc=2)
-    assert s.failed==1 and '1 and 2' in s.failures[0][1]
+    s = map_items(odd, [0, 0], proc=2)
+    assert s.failed==2 and '1 and 2' in s.failures[0][1]
 
 def test_items_are_taken_as_they_are_needed():
     taken = []

@@ -62,8 +62,7 @@ def check_sync(report):
         after = contents(top, *globs)
         moved = sorted(k for k in before|after if before.get(k)!=after.get(k))
         report.row('sync', 'notebooks and package are in step', f"nbdev_clean and nbdev_export change {', '.join(moved)}: run both and commit" if moved else '')
-    stale = readme.render()!=(ROOT/'README.md').read_text(encoding='utf-8')
-    report.row('sync', 'README.md matches nbs/index.ipynb', 'run `python tools/readme.py` and commit' if stale else '')
+    report.row('sync', 'README.md matches nbs/index.ipynb', '' if readme.is_current() else 'run `make readme` and commit')
     report.row('sync', 'imagesim/ holds nothing that no notebook made', strangers())
     same = (ROOT/'nbs/_quarto.yml').resolve()==(ROOT/'_quarto.yml').resolve()
     report.row('sync', 'nbs/_quarto.yml is the top-level file', '' if same else 'link it: ln -sf ../_quarto.yml nbs/_quarto.yml')
@@ -140,15 +139,22 @@ def page_texts(cells):
         for o in c.get('outputs', []):
             for kind in 'text/markdown', 'text/html': yield ''.join(o.get('data', {}).get(kind, ''))
 
+def slug(heading):
+    "The anchor that a heading gets, as Pandoc makes it"
+    text = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', re.sub(r'\{[^}]*\}\s*$', '', heading))
+    return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', text.lower()).strip())
+
+def anchors(cells): return {slug(m[1]) for text in page_texts(cells) for m in re.finditer(r'^#+ (.+)$', text, re.M)}
+
 def link_fault(target, page, pages, proc, site):
-    "Say why a link leads nowhere; '' when it leads somewhere, or off the site"
-    if target.startswith(site+'/'): target = target[len(site)+1:] or 'index.html'
+    "Say why a link leads nowhere; '' when it leads somewhere, or off the site. `pages` maps both names of a page to its anchors"
+    where = f'{target} (from {page})'
+    if target.startswith(site): target = target[len(site):].lstrip('/') or 'index.html'
     if re.match(r'[a-z]+:|//|#$', target): return ''
     name, _, anchor = target.partition('#')
-    if not name: name = page
-    name = name.removeprefix('./')
-    if name in pages or re.sub(r'\.ipynb$', '', name)+'.ipynb' in {p.name for p in proc.rglob('*.ipynb')}: return ''
-    return '' if (proc/name).exists() else f'{target} (from {page})'
+    name = (name or page).removeprefix('./')
+    if name not in pages: return '' if (proc/name).exists() else where
+    return '' if not anchor or anchor.lower() in pages[name] else where
 
 def check_docs(report):
     with tempfile.TemporaryDirectory(prefix='imagesim-docs-') as tmp:
@@ -161,7 +167,7 @@ def check_docs(report):
         found = {p.relative_to(proc):json.loads(p.read_text())['cells'] for p in sorted(proc.rglob('*.ipynb'))} if proc.exists() else {}
         lost = {str(p.relative_to(ROOT/'nbs')) for p in find_notebooks()}-{str(p) for p in found}
         report.row('docs', 'every notebook became a page', ', '.join(sorted(lost)))
-        pages = {str(k.parent/front_matter(v) if front_matter(v) else k.with_suffix('.html')) for k,v in found.items()}
+        pages = {name:anchors(v) for k,v in found.items() for name in (str(k), str(k.parent/front_matter(v) if front_matter(v) else k.with_suffix('.html')))}
         listed = re.findall(r'^\s*-?\s*(?:href:\s*)?([\w/]+\.(?:ipynb|qmd|md))\s*$', (ROOT/'_quarto.yml').read_text(), re.M)
         odd = sorted(set(listed)-{str(k) for k in found}) + sorted({str(k) for k in found}-set(listed))
         report.row('docs', 'the sidebar names every page, and only those', ', '.join(odd))

@@ -29,6 +29,8 @@ def execute(path:Path, flags:set):
             if cell.cell_type!='code' or skipped(cell, flags): continue
             cell.outputs = []
             client.execute_cell(cell, i)
+            for o in cell.outputs: # Pillow shows a picture as both; the site needs one, the smaller
+                if 'image/jpeg' in o.get('data', {}): o.data.pop('image/png', None)
     nbformat.write(nb, path)
 
 def main(args):
