@@ -114,7 +114,7 @@ def check_notebooks(report):
 
 def check_tests(report):
     with tempfile.NamedTemporaryFile(suffix='.xml') as xml:
-        rc, out = run(sys.executable, '-m', 'pytest', f'--junitxml={xml.name}', '--durations=5', 'tests', timeout=PYTEST_SECONDS)
+        rc, out = run(sys.executable, '-m', 'pytest', f'--junitxml={xml.name}', '--durations=8', '-n', '2', '--dist', 'loadfile', 'tests', timeout=PYTEST_SECONDS)
         print(tail(out, 60 if rc else 12).replace('\n       ', '\n'))
         try: cases = list(ElementTree.parse(xml.name).iter('testcase'))
         except ElementTree.ParseError: return report.row('pytest', 'pytest runs to its end', tail(out, 40))
