@@ -1,5 +1,5 @@
 # imagesim: `make demo` shows it, `make test` checks it. Both set up what they need.
-.PHONY: demo test outputs readme docs lock clean help
+.PHONY: demo test bench outputs readme docs lock clean help
 PY := .venv/bin/python
 
 help: ## show this list
@@ -13,6 +13,9 @@ demo: .venv/.ready ## run the main job on a synthetic delivery in demo/
 
 test: .venv/.ready ## everything that must hold: sync, notebooks, tests, docs
 	@$(PY) tools/check.py
+
+bench: .venv/.ready ## measure against peers, in the quick form
+	@for b in benchmarks/bench_*.py; do $(PY) $$b --quick; done
 
 outputs: .venv/.ready ## run every notebook and save what it shows
 	@$(PY) tools/execute.py

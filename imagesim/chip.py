@@ -23,10 +23,11 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .ard import CHIP_LEVEL, ArdTile, Cell, TileList, UTMBox, find_tiles, get_cog_path_from_chip, parse_chip, reproject, tile_table
-from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, Outcome, Skip, StorageError, Summary, file_info, fingerprint, get_settings,
-    is_remote, join, map_items, one_line, read_bytes, relative_path, write_bytes)
-from .read import (INDEX_SCHEMA, ChipIndex, ChipStore, GeoRef, TiffImage, check_block, data_class, find_chips, georef, index_path, index_root, jpeg_prefix,
-    mask_bits, open_chip, read_blocks, read_chip_index, read_chips, read_tiff, splice_jpeg, split_zone, tile_mask, valid_counts, write_chip_index, write_nodata_index)
+from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, Outcome, Skip, StorageError, Summary, file_info,
+    fingerprint, get_settings, is_remote, join, map_items, one_line, read_bytes, relative_path, write_bytes)
+from .read import (INDEX_SCHEMA, ChipIndex, ChipStore, GeoRef, TiffImage, check_block, data_class, find_chips, georef, index_path,
+    index_root, jpeg_prefix, mask_bits, open_chip, read_blocks, read_chip_index, read_chips, read_tiff, splice_jpeg, split_zone, tile_mask,
+    valid_counts, write_chip_index, write_nodata_index)
 
 # %% ../nbs/02_chip.ipynb #9f8ba994
 class GridFit(NamedTuple):
@@ -56,8 +57,8 @@ def fit_grid(
     for step,tolerance in (block,1.), (1,0.01): # on the internal tiles, within a pixel; else on the pixels, exactly
         col, row = near(x,step), near(y,step)
         if abs(x-col)<tolerance and abs(y-row)<tolerance: return GridFit(level, n, px, col, row, (x-col, y-row))
-    raise InputError(f'the tile lies off the chip grid: {cell.id} begins at its pixel column {x:.2f}, row {y:.2f}, which is neither at an internal tile nor at a whole pixel; '
-                     'its chips would have to be resampled. Bring it to the grid first (gdalwarp -tap)')
+    raise InputError(f'the tile lies off the chip grid: {cell.id} begins at its pixel column {x:.2f}, row {y:.2f}, '
+                     'which is neither at an internal tile nor at a whole pixel; its chips would have to be resampled. Bring it to the grid first (gdalwarp -tap)')
 
 # %% ../nbs/02_chip.ipynb #5c17ccf1
 @lru_cache
@@ -122,7 +123,8 @@ class Source:
 @patch(as_prop=True)
 def valid_from(self:Source)->str:
     "Tell what is known of missing pixels, and from what"
-    return 'mask' if tile_mask(self.images) else 'nodata value' if 42113 in self.full.tags else 'alpha' if self.full.bands in (2,4) else 'nothing marked'
+    if tile_mask(self.images): return 'mask'
+    return 'nodata value' if 42113 in self.full.tags else 'alpha' if self.full.bands in (2,4) else 'nothing marked'
 
 # %% ../nbs/02_chip.ipynb #b4539aed
 @patch(as_prop=True)
@@ -150,7 +152,8 @@ def has_streams(self:Source)->bool:
     im, f, b = self.full, self.fit, self.full.block[0]
     whole = im.block==(b,b) and f.col%b==0 and f.row%b==0 and f.n*f.px%b==0
     inside = min(f.col,f.row)>=0 and f.col+f.n*f.px<=im.width and f.row+f.n*f.px<=im.height
-    return im.compression==7 and im.bits==8 and im.planar==1 and (im.bands,im.photometric) in ((3,6),(3,2),(1,1)) and whole and inside and (f.px%b==0 or b%f.px==0)
+    plain = im.compression==7 and im.bits==8 and im.planar==1 and (im.bands,im.photometric) in ((3,6),(3,2),(1,1))
+    return plain and whole and inside and (f.px%b==0 or b%f.px==0)
 
 # %% ../nbs/02_chip.ipynb #54a6e0b2
 @patch
@@ -290,7 +293,9 @@ def _checked_streams(s:Source)->Iterator[tuple[int,int,bytes]]: # row, column, i
     (rows,cols), im, path = s.blocks, s.full, s.tile.path
     def check(r, c, data, end=None):
         try: check_block(data, im, end)
-        except (CorruptError, InputError) as e: raise CorruptError(f'{path}: internal tile in row {r}, column {c}, byte {im.offsets[r,c]:,}: {one_line(e)}; the file is damaged, fetch it again') from None
+        except (CorruptError, InputError) as e:
+            raise CorruptError(f'{path}: internal tile in row {r}, column {c}, byte {im.offsets[r,c]:,}: {one_line(e)}; '
+                               'the file is damaged, fetch it again') from None
     if is_remote(path):
         data = read_blocks(path, im, rows, cols)
         for r,row in zip(rows,data):
@@ -350,7 +355,8 @@ def _decode_block(s:Source, data:bytes, row:int, col:int)->Image.Image:
         im.load()
         return im
     except (OSError, SyntaxError, ValueError, CorruptError) as e:
-        raise CorruptError(f'{s.tile.path}: internal tile in row {row}, column {col}: {one_line(e)}; the file is damaged, fetch it again') from None
+        raise CorruptError(f'{s.tile.path}: internal tile in row {row}, column {col}: {one_line(e)}; '
+                           'the file is damaged, fetch it again') from None
 
 # %% ../nbs/02_chip.ipynb #0e4cbc88
 def _stream_rows(s:Source)->Iterator[tuple[int,Image.Image,np.ndarray]]: # Pixel row, pixels, which were seen; both are written over for the next
@@ -377,7 +383,8 @@ def _raster_rows(s:Source)->Iterator[tuple[int,Image.Image,np.ndarray]]:
     f, side = s.fit, s.fit.n*s.fit.px
     high = max(f.px, 512//f.px*f.px)
     with _raster(s.tile.path) as d:
-        if set(d.dtypes)!={'uint8'}: raise InputError(f'its samples are {d.dtypes[0]}; chips are 8 bit. Scale it first (gdal_translate -ot Byte -scale)')
+        if set(d.dtypes)!={'uint8'}:
+            raise InputError(f'its samples are {d.dtypes[0]}; chips are 8 bit. Scale it first (gdal_translate -ot Byte -scale)')
         if d.count>4: raise InputError(f'it has {d.count} bands; chips have three (RGB) or one')
         bands = [1,2,3] if d.count>=3 else [1]
         c0, c1 = max(0,f.col), min(d.width, f.col+side)
@@ -477,7 +484,8 @@ def clear_shares(
         with _local(path) as p: meta, _, wkb, _ = raw.read(p, columns=[])
     except (DataSourceError, ValueError) as e:
         if isinstance(e, ImagesimError): raise
-        raise CorruptError(f'{path}: not a readable GeoPackage ({one_line(e)}); fetch it again, or delete it to go on without clear shares') from None
+        raise CorruptError(f'{path}: not a readable GeoPackage ({one_line(e)}); '
+                           'fetch it again, or delete it to go on without clear shares') from None
     clouds = shapely.from_wkb(wkb)
     clouds = clouds[~shapely.is_missing(clouds)]
     if not len(clouds): return np.ones((2**(level-cell.level),)*2, 'f4')
@@ -524,15 +532,17 @@ def build_index(
         *(pa.array([v]*n, INDEX_SCHEMA.field(k).type) for k,v in facts._asdict().items())], schema=INDEX_SCHEMA).sort_by('chip')
     if not (is_remote(root) or is_remote(plan.index)): root = os.path.relpath(root, plan.index)
     info = s.tile.info
-    return ChipIndex(table, dict(format=1, level=plan.zoom, tile=s.tile.id, fingerprint=mark, how=made.how, jpgs=not plan.virtual, chip_px=s.fit.px,
-        jpeg_tables=b64encode(s.full.tables).decode() if spliced else '', photometric=s.full.photometric, valid_from=s.valid_from, delivery=root,
-        cog=rel, cog_size=info.size, cog_etag=info.etag, shift_px=[round(v,3) for v in s.fit.shift]))
+    return ChipIndex(table, dict(
+        format=1, level=plan.zoom, tile=s.tile.id, fingerprint=mark, how=made.how, jpgs=not plan.virtual, chip_px=s.fit.px,
+        jpeg_tables=b64encode(s.full.tables).decode() if spliced else '', photometric=s.full.photometric, valid_from=s.valid_from,
+        delivery=root, cog=rel, cog_size=info.size, cog_etag=info.etag, shift_px=[round(v,3) for v in s.fit.shift]))
 
 # %% ../nbs/02_chip.ipynb #5a8c924e
 def _mark(tile:ArdTile, facts:TileFacts, clouds:str|None, plan:ChipPlan)->str:
     "Condense what the chips of a tile are made from"
     day, *view = facts
-    return fingerprint(1, tile.info, day and str(day), view, clouds and file_info(clouds), plan.zoom, plan.keep_empty, plan.quality, plan.subsampling)
+    return fingerprint(1, tile.info, day and str(day), view, clouds and file_info(clouds),
+                       plan.zoom, plan.keep_empty, plan.quality, plan.subsampling)
 
 # %% ../nbs/02_chip.ipynb #4a3e1103
 def _old_index(path:str)->ChipIndex|None:
@@ -589,12 +599,16 @@ def _facts(tiles:TileList)->tuple[dict,list]: # tile id -> TileFacts, and (path,
 # %% ../nbs/02_chip.ipynb #062f44f5
 def _check_plan(plan:ChipPlan, ard:str):
     "Stop before any work where a setting can't be right"
-    if plan.zoom not in range(15,20): raise InputError(f'zoom is {plan.zoom!r}; chips are of level 15 (625 m) to 19 (39 m), 17 (156 m) by default')
-    if plan.quality is not None and not 1<=plan.quality<=95: raise InputError(f'quality is {plan.quality}; it is 1 to 95')
-    if plan.subsampling not in ('4:4:4','4:2:2','4:2:0'): raise InputError(f"subsampling is {plan.subsampling!r}; it is '4:4:4', '4:2:2' or '4:2:0'")
+    if plan.zoom not in range(15,20):
+        raise InputError(f'zoom is {plan.zoom!r}; chips are of level 15 (625 m) to 19 (39 m), 17 (156 m) by default')
+    if plan.quality is not None and not 1<=plan.quality<=95:
+        raise InputError(f'quality is {plan.quality}; it is 1 to 95')
+    if plan.subsampling not in ('4:4:4','4:2:2','4:2:0'):
+        raise InputError(f"subsampling is {plan.subsampling!r}; it is '4:4:4', '4:2:2' or '4:2:0'")
     for p in plan.dest, plan.index:
         if is_remote(p): continue
-        if not is_remote(ard) and f'{os.path.abspath(p)}/'.startswith(f'{os.path.abspath(ard)}/'): raise InputError(f'{p} lies in the delivery {ard}, which is never modified; choose another destination')
+        if not is_remote(ard) and f'{os.path.abspath(p)}/'.startswith(f'{os.path.abspath(ard)}/'):
+            raise InputError(f'{p} lies in the delivery {ard}, which is never modified; choose another destination')
         try: os.makedirs(p, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as e: raise InputError(f'{e.filename} is a file; choose another destination') from None
         except OSError as e: raise StorageError(f'{one_line(e)}; choose a destination that you may write to') from None
@@ -641,12 +655,13 @@ def chip_ard(
     tiles = find_tiles(ard, zone)
     _check_plan(plan, ard)
     facts, problems = _facts(tiles)
-    out = map_items(partial(chip_tile, plan=plan), [(t, facts[t.id]) for t in tiles], proc=_worth(proc or get_settings().proc, tiles, plan), scheduler=scheduler,
-                    desc='chip', unit='tile', key=lambda j: _delivery(j[0])[1])
+    out = map_items(partial(chip_tile, plan=plan), [(t, facts[t.id]) for t in tiles], desc='chip', unit='tile',
+                    proc=_worth(proc or get_settings().proc, tiles, plan), scheduler=scheduler, key=lambda j: _delivery(j[0])[1])
     out.outcomes += [Outcome(relative_path(p, tiles.root), 'failed', reason=why) for p,why in problems]
     if nodata_index: write_nodata_index(nodata_index, _exact_classes(tiles, plan))
     n = sum(v['chips'] for v in out.values)
-    out.extra = {'chips indexed' if virtual else 'chips': n, 'empty': sum(v['empty'] for v in out.values), 'chips/s': round(n/out.seconds) if out.seconds else 0}
+    out.extra = {'chips indexed' if virtual else 'chips': n, 'empty': sum(v['empty'] for v in out.values),
+                 'chips/s': round(n/out.seconds) if out.seconds else 0}
     return out
 
 # %% ../nbs/02_chip.ipynb #4bbc526a

@@ -11,7 +11,7 @@ __all__ = ['LAYOUT', 'KINDS', 'MACHINES', 'ImagesimError', 'InputError', 'Settin
            'kind_suffixes', 'safe_relative', 'copy_file', 'sync', 'Machine']
 
 # %% ../nbs/00_infra.ipynb #52ff7cf1
-import contextlib, hashlib, multiprocessing as mp, os, shutil, signal, tempfile, threading, time, traceback, uuid
+import contextlib, fcntl, hashlib, multiprocessing as mp, os, re, shutil, signal, tempfile, threading, time, traceback, uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -97,7 +97,8 @@ def _unknown_variables()->list[str]:
 # %% ../nbs/00_infra.ipynb #1530ed9c
 def _suggest(name:str, known:Iterable[str])->str:
     "Say which known name was probably meant"
-    close = get_close_matches(name.lower(), list(known), n=1)
+    known = list(known)
+    close = get_close_matches(name, known, n=1) or get_close_matches(name.lower(), known, n=1)
     return f'did you mean {close[0]!r}?' if close else f"known: {', '.join(sorted(known))}"
 
 # %% ../nbs/00_infra.ipynb #161b834c
@@ -106,7 +107,7 @@ def get_settings(
 )->Settings:
     "Read the settings afresh from environment and file, or say what is wrong with them"
     known = Settings.model_fields
-    for v in _unknown_variables(): raise SettingsError(f'{v} is set, but there is no such setting; {_suggest(v[9:], known)}')
+    if odd := _unknown_variables(): raise SettingsError(f'{odd[0]} is set, but there is no such setting; {_suggest(odd[0], [f"IMAGESIM_{k.upper()}" for k in known])}')
     if 'IMAGESIM_CONFIG' in os.environ and not config_file().is_file():
         raise SettingsError(f'IMAGESIM_CONFIG names {str(config_file())!r}, which is not a file; correct or unset it')
     try: return Settings(**{k:v for k,v in overrides.items() if v is not None})
@@ -267,6 +268,8 @@ def _walk(root:str):
             yield FileInfo(e.path, st.st_size, st.st_mtime)
 
 # %% ../nbs/00_infra.ipynb #3f6f87f1
+_hidden = re.compile(r'/\.(?!\.?(?:/|$))') # a part that starts with a dot; '..' is not hidden but unsafe, and refused where it is used
+
 def list_files(
     root:str|Path, # Folder or s3:// prefix
     suffix:str|tuple[str,...]='' # Keep names that end so, e.g. '-visual.tif'
@@ -277,7 +280,8 @@ def list_files(
         else:
             found = _s3().find(str(root), detail=True)
             if not found and not _s3().exists(str(root)): raise FileNotFoundError(root)
-            out = [_s3_info(d) for d in found.values() if not Path(d['name']).name.startswith('.')]
+            below = len(str(root).rstrip('/'))-len('s3://')
+            out = [_s3_info(d) for d in found.values() if not _hidden.search(d['name'][below:])]
     return sorted((o for o in out if o.path.endswith(suffix)), key=lambda o: o.path)
 
 # %% ../nbs/00_infra.ipynb #0128fc6a
@@ -503,7 +507,7 @@ def _alone(fn, item, name, make)->Outcome:
     "Give an item that may have killed its worker one more chance, in a pool of its own"
     with make() as pool:
         try: return _result(pool.submit(_attempt, fn, item, name), name)
-        except BrokenExecutor: return Outcome(name, 'failed', reason='the worker process died twice, most likely for want of memory; try fewer processes (--proc)')
+        except BrokenExecutor: return Outcome(name, 'failed', reason='the worker process died twice, most likely out of memory; try fewer processes (proc)')
 
 # %% ../nbs/00_infra.ipynb #77e38453
 def _submit(pool, fn, batch, running:dict)->list:
@@ -588,7 +592,7 @@ def kind_suffixes(
     if only is None: return ('',)
     kinds = [o.strip() for o in (only.split(',') if isinstance(only,str) else only)]
     for k in kinds:
-        if k not in KINDS: raise InputError(f'--only: no kind {k!r}; {_suggest(k, KINDS)}')
+        if k not in KINDS: raise InputError(f'only: no kind of file {k!r}; {_suggest(k, KINDS)}')
     return tuple(KINDS[k] for k in kinds)
 
 # %% ../nbs/00_infra.ipynb #fa7087f2
@@ -602,19 +606,33 @@ def safe_relative(
     return name
 
 # %% ../nbs/00_infra.ipynb #ffc23a34
+def _lock(f, dest:str):
+    "Refuse a file that another process is writing"
+    try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    except OSError: raise StorageError(f'{dest}: another sync is writing it; let that one end, then run sync again') from None
+
+# %% ../nbs/00_infra.ipynb #5d3bc959
+def _arrived(src:FileInfo, part:str):
+    "Check that what arrived is what was listed, and give it the time of its source"
+    now, size = file_info(src.path), os.path.getsize(part)
+    if size!=src.size or (now.size,now.etag)!=(src.size,src.etag):
+        os.unlink(part)
+        raise StorageError(f'{src.path}: changed while it was copied ({src.size:,} bytes listed, {size:,} received); run sync again')
+    if src.modified: os.utime(part, (src.modified, src.modified))
+
+# %% ../nbs/00_infra.ipynb #ef6fe949
 def _download(src:FileInfo, dest:str, piece:int=16*2**20):
     "Fetch a remote file in pieces, going on from where an earlier attempt stopped"
     folder, name = os.path.split(dest)
     os.makedirs(folder or '.', exist_ok=True)
     part = os.path.join(folder, f'.{fingerprint(src.size, src.etag)}.{name}.part')
     with storage_errors(src.path), open(part, 'ab') as f:
+        _lock(f, dest)
+        f.seek(0, os.SEEK_END)
         while (at := f.tell())<src.size: f.write(_s3().cat_file(src.path, start=at, end=min(at+piece, src.size)))
-    now, size = file_info(src.path), os.path.getsize(part)
-    if size!=src.size or (now.size,now.etag)!=(src.size,src.etag):
-        os.unlink(part)
-        raise StorageError(f'{src.path}: changed while it was copied ({src.size:,} bytes listed, {size:,} received); run sync again')
-    if src.modified: os.utime(part, (src.modified, src.modified))
-    os.replace(part, dest)
+        f.flush()
+        _arrived(src, part)
+        os.replace(part, dest) # while it is still locked
 
 # %% ../nbs/00_infra.ipynb #4e0b90f9
 def copy_file(

@@ -18,8 +18,8 @@ from scipy import ndimage
 
 from .ard import ARD_LEVEL, find_tiles, parse_chip
 from .chip import chip_names, open_source, valid_shares
-from .infra import (CorruptError, FileInfo, ImagesimError, InputError, Outcome, Summary, exists, file_info, get_settings, is_remote, list_files, map_items,
-    one_line, read_bytes, read_json)
+from .infra import (CorruptError, FileInfo, ImagesimError, InputError, Outcome, Summary, exists, file_info, get_settings, is_remote,
+    list_files, map_items, one_line, read_bytes, read_json)
 from .read import DATA_CLASSES, data_class, jpeg_info, write_nodata_index
 
 # %% ../nbs/03_nodata.ipynb #5eb1f86a
@@ -158,13 +158,15 @@ def make_nodata_index(
     new = {n:f for n,f in chips.items() if n not in known}
     found, failed = _exact(new, ard_path, proc, scheduler) if ard_path and new else ({}, [])
     todo = [f for n,f in new.items() if n not in found]
-    run = map_items(_judge, [todo[i:i+batch] for i in range(0, len(todo), batch)], proc=proc, scheduler=scheduler, desc='nodata', unit='bundle', key=lambda b: b[0].path)
+    bundles = [todo[i:i+batch] for i in range(0, len(todo), batch)]
+    run = map_items(_judge, bundles, proc=proc, scheduler=scheduler, desc='nodata', unit='bundle', key=lambda b: b[0].path)
     bad = [Outcome(p, 'failed', reason=why) for part in run.values for p,_,why in part if why]
     classes = known | found | {parse_chip(p).name:c for part in run.values for p,c,why in part if not why}
     write_nodata_index(filename, classes)
     run.outcomes += failed+bad
     n = list(classes.values())
-    run.extra = {'chips':len(n), **{c:n.count(c) for c in DATA_CLASSES}, 'by mask':len(found), 'by their pixels':len(todo)-len(bad), 'as before':len(known)}
+    run.extra = {'chips':len(n), **{c:n.count(c) for c in DATA_CLASSES}, 'by mask':len(found), 'by their pixels':len(todo)-len(bad),
+                 'as before':len(known)}
     return run
 
 # %% ../nbs/03_nodata.ipynb #1188ef37
@@ -185,6 +187,7 @@ def filter_chips(
 )->list[str]: # Chip file names, sorted
     "List the chips of a class"
     keep = {keep} if isinstance(keep, str) else set(keep)
-    if not keep<=set(DATA_CLASSES): raise InputError(f'no class {", ".join(sorted(map(repr, keep-set(DATA_CLASSES))))}; there are {", ".join(map(repr, DATA_CLASSES))}')
+    bad = ', '.join(sorted(map(repr, keep-set(DATA_CLASSES))))
+    if bad: raise InputError(f'no class {bad}; there are {", ".join(map(repr, DATA_CLASSES))}')
     index = index if isinstance(index, dict) else read_nodata_index(index)
     return sorted(n for n,c in index.items() if c in keep)

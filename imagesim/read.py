@@ -10,12 +10,11 @@ __all__ = ['INDEX_SCHEMA', 'DATA_CLASSES', 'TiffImage', 'read_tiff', 'GeoRef', '
 
 # %% ../nbs/00d_read.ipynb #9aaa479b
 import io, os, struct, zlib
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import date as Date
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np, orjson, pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import patch
 from PIL import Image, UnidentifiedImageError
 
-from .ard import ARD_LEVEL, CHIP_LEVEL, Cell, check_catalog_id, parse_chip
+from .ard import CHIP_LEVEL, Cell, check_catalog_id, parse_chip
 from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, StorageError, file_info, is_dir, is_remote, join, list_files,
     one_line, read_bytes, read_ranges, safe_relative, storage_errors, write_bytes, write_json)
 
@@ -37,7 +36,8 @@ class _Header:
         self.start, self.data = 0, read_ranges(path, [(0, min(first, self.size))])[0] if self.size else b''
     def at(self, offset:int, n:int)->bytes:
         if offset<0 or offset+n>self.size:
-            raise CorruptError(f'{self.path}: points to byte {offset+n:,} of a file of {self.size:,} bytes; it is cut off or damaged, fetch it again')
+            raise CorruptError(f'{self.path}: points to byte {offset+n:,} of a file of {self.size:,} bytes; '
+                               'it is cut off or damaged, fetch it again')
         if not self.start<=offset<=offset+n<=self.start+len(self.data):
             self.start, self.data = offset, read_ranges(self.path, [(offset, min(max(n, 64*1024), self.size-offset))])[0]
         return self.data[offset-self.start:][:n]
@@ -103,7 +103,8 @@ def _tiff_image(src:_Header, entries:dict, e:str)->TiffImage:
     shape = ceil(h/bh)*(bands if num(284,1)==2 else 1), ceil(w/bw)
     offsets, counts = (get(t, np.zeros(0)) for t in ((324,325) if tiled else (273,279)))
     if not len(offsets)==len(counts)==shape[0]*shape[1]:
-        raise CorruptError(f'{src.path}: {len(offsets)} positions and {len(counts)} lengths for {shape[0]*shape[1]} internal tiles; it is damaged')
+        raise CorruptError(f'{src.path}: {len(offsets)} positions and {len(counts)} lengths '
+                           f'for {shape[0]*shape[1]} internal tiles; it is damaged')
     offsets, counts = (a.astype('i8').reshape(shape) for a in (offsets, counts))
     return TiffImage(w, h, (bw,bh), bands, int(bits[0]) if len(set(bits.tolist()))==1 else 0, num(259,1), num(262), num(284,1), num(254),
                      offsets, counts, get(347, np.zeros(0,'u1')).tobytes(), {t:get(t) for t in _kept_tags if t in entries})
@@ -226,7 +227,8 @@ def jpeg_prefix(
     photometric:int=6 # Tag 262: 6 YCbCr, 2 RGB, 0 or 1 grey
 )->bytes: # What goes before an internal tile without its SOI
     "Make the beginning of a jpg"
-    if tables and not (tables.startswith(b'\xff\xd8') and tables.endswith(b'\xff\xd9')): raise CorruptError(f'the JPEG tables are no JPEG stream: {tables[:8].hex(" ")}…')
+    if tables and not (tables.startswith(b'\xff\xd8') and tables.endswith(b'\xff\xd9')):
+        raise CorruptError(f'the JPEG tables are no JPEG stream: {tables[:8].hex(" ")}…')
     return b'\xff\xd8' + (_app14_rgb if photometric==2 else _app0_jfif) + tables[2:-2]
 
 # %% ../nbs/00d_read.ipynb #68ef36ca
@@ -236,7 +238,8 @@ def splice_jpeg(
     photometric:int=6 # Tag 262 of the TIFF
 )->bytes: # A jpg
     "Make a jpg of an internal tile, without decoding it"
-    if tile[:2]!=b'\xff\xd8': raise CorruptError(f'the internal tile is no JPEG stream: it begins with {tile[:4].hex(" ") or "nothing"}; the file is damaged')
+    if tile[:2]!=b'\xff\xd8':
+        raise CorruptError(f'the internal tile is no JPEG stream: it begins with {tile[:4].hex(" ") or "nothing"}; the file is damaged')
     at = 2
     if tile[2:4] in (b'\xff\xe0', b'\xff\xee'): # some writers repeat the colour segment in every tile: keep theirs, put the tables behind it
         at = 4+int.from_bytes(tile[4:6], 'big')
@@ -279,7 +282,8 @@ def check_block(
     "Refuse an internal tile that is no whole baseline JPEG of the right size"
     i = jpeg_info(tile)
     if (i.width,i.height,i.bands)!=(*im.block, im.bands):
-        raise CorruptError(f'a JPEG of {i.width} x {i.height} pixels and {i.bands} bands where {im.block[0]} x {im.block[1]} and {im.bands} belong')
+        raise CorruptError(f'a JPEG of {i.width} x {i.height} pixels and {i.bands} bands '
+                           f'where {im.block[0]} x {im.block[1]} and {im.bands} belong')
     if not i.baseline: raise InputError('a JPEG that is not baseline')
     if b'\xff\xd9' not in (tile[-8:] if end is None else end): raise CorruptError('a JPEG that breaks off: no end marker')
 
@@ -342,7 +346,8 @@ def write_chip_index(
     "Write the chip index of a tile, whole or not at all"
     out = io.BytesIO()
     t = index.table.cast(INDEX_SCHEMA).replace_schema_metadata({'imagesim': orjson.dumps(index.meta, option=orjson.OPT_SORT_KEYS)})
-    pq.write_table(t, out, compression='zstd', use_dictionary=['path','valid','clear','date','off_nadir','view_azimuth'], column_encoding=dict(chip='DELTA_BYTE_ARRAY', offset='DELTA_BINARY_PACKED', length='DELTA_BINARY_PACKED'))
+    pq.write_table(t, out, compression='zstd', use_dictionary=['path','valid','clear','date','off_nadir','view_azimuth'],
+                   column_encoding=dict(chip='DELTA_BYTE_ARRAY', offset='DELTA_BINARY_PACKED', length='DELTA_BINARY_PACKED'))
     write_bytes(path, out.getvalue())
 
 # %% ../nbs/00d_read.ipynb #2b7fb766
@@ -359,8 +364,9 @@ def read_chip_index(
     "Read the chip index of a tile"
     data = read_bytes(path)
     try:
-        with pq.ParquetFile(pa.BufferReader(data)) as f: return _index_of(f, path, f.read(columns))
-    except (pa.ArrowException, OSError, orjson.JSONDecodeError) as e: raise CorruptError(f'{path}: not a chip index ({one_line(e)}); delete it and run `imagesim chip` again') from None
+        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as f: return _index_of(f, path, f.read(columns, use_threads=False))
+    except (pa.ArrowException, OSError, orjson.JSONDecodeError) as e:
+        raise CorruptError(f'{path}: not a chip index ({one_line(e)}); delete it and run `imagesim chip` again') from None
 
 # %% ../nbs/00d_read.ipynb #f93c55bd
 DATA_CLASSES = 'all data', 'partial data', 'no data'
@@ -441,7 +447,8 @@ def _tile(self:ChipStore, cell:str, digits:int, catalog_id:str)->_StoredTile|Non
     except MissingError: out = None
     else:
         m, o, n = ix.meta, *(ix.table[c].to_pylist() for c in ('offset','length'))
-        out = _StoredTile(dict(zip(ix.table['chip'].to_pylist(), zip(o,n))), self._cog(ix), m.get('cog_size'), m.get('cog_etag'), ix.tables, m.get('photometric',6), m['jpgs'])
+        out = _StoredTile(dict(zip(ix.table['chip'].to_pylist(), zip(o,n))), self._cog(ix), m.get('cog_size'), m.get('cog_etag'),
+                          ix.tables, m.get('photometric',6), m['jpgs'])
     self._tiles[key] = out
     while len(self._tiles)>self.limit: self._tiles.popitem(last=False)
     return out
@@ -452,9 +459,11 @@ def _open(self:ChipStore, t:_StoredTile):
     "Open a tile's COG once, and check that it is the one that was indexed"
     if t.file: return t.file
     try: info = file_info(t.cog)
-    except MissingError: raise MissingError(f'{t.cog}: the COG that these chips lie in is not there; pass ard=, the root of the delivery') from None
+    except MissingError:
+        raise MissingError(f'{t.cog}: the COG that these chips lie in is not there; pass ard=, the root of the delivery') from None
     if info.size!=t.size or (t.etag and info.etag and info.etag!=t.etag):
-        raise CorruptError(f'{t.cog}: has changed since its chips were indexed ({info.size:,} bytes, then {t.size:,}); run `imagesim chip` again')
+        raise CorruptError(f'{t.cog}: has changed since its chips were indexed ({info.size:,} bytes, then {t.size:,}); '
+                           'run `imagesim chip` again')
     with storage_errors(t.cog): t.file = True if is_remote(t.cog) else _OpenFile(t.cog)
     return t.file
 
@@ -539,7 +548,8 @@ def read(self:ChipStore,
     else: rest = map(work, groups.items())
     lost = [n for r in rest for _,n in r]
     if lost and missing=='raise':
-        raise MissingError(f'{lost[0]}{f" and {len(lost)-1:,} more" if lost[1:] else ""}: no jpg in {self.chips} and no pixels in the chip index {self.index}; run `imagesim chip`')
+        raise MissingError(f'{lost[0]}{f" and {len(lost)-1:,} more" if lost[1:] else ""}: no jpg in {self.chips} '
+                           f'and no pixels in the chip index {self.index}; run `imagesim chip`')
     return out
 
 # %% ../nbs/00d_read.ipynb #22f8188e
@@ -550,7 +560,8 @@ def open_jpg(
     "Decode a chip"
     try: return Image.open(io.BytesIO(data)).convert('RGB')
     except UnidentifiedImageError: raise CorruptError(f'{name}: no picture; it begins with {data[:8]!r}') from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise CorruptError(f'{name}: not a readable picture ({one_line(e)})') from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise CorruptError(f'{name}: not a readable picture ({one_line(e)})') from None
 
 # %% ../nbs/00d_read.ipynb #eb7af709
 @patch

@@ -568,3 +568,21 @@ def test_writer_replaces_and_leaves_nothing(tmp_path):
     (tmp_path/'.parts'/f'{socket.gethostname()}.999999999.aa').write_text('left by a killed run')
     with ChipWriter(str(tmp_path)): pass
     assert not (tmp_path/'.parts').exists()
+
+BARE = '''
+import sys
+class No:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('rasterio','geopandas','shapely','pyproj','maxar_ard_grid','pyogrio','fiona','torch'): raise ImportError(f'{name} is not on this machine')
+sys.meta_path.insert(0, No())
+from imagesim.read import ChipStore, open_chip
+store = ChipStore(sys.argv[1])
+names = store.names()
+assert names and all(len(d)>1000 for d in store.read(names)) and open_chip(names[0], sys.argv[1]).size==(512,512)
+'''
+
+def test_reading_needs_no_raster_library(tmp_path):
+    "Floor 1: a bare GPU machine reads virtual chips"
+    make_tile(tmp_path/'ard', missing=cut())
+    chip_ard(tmp_path/'ard', tmp_path/'chips/33', proc=1, virtual=True)
+    assert worker(BARE, tmp_path/'chips/33').wait(60)==0

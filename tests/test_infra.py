@@ -166,10 +166,10 @@ def test_settings_from_file_and_environment(tmp_path, monkeypatch):
     monkeypatch.setenv('IMAGESIM_PROC', '5')
     assert get_settings().proc==5 and get_settings(proc=7).proc==7
     monkeypatch.setenv('IMAGESIM_CONTCAT', 'x')
-    with pytest.raises(SettingsError, match="did you mean 'contact'"): get_settings()
+    with pytest.raises(SettingsError, match="did you mean 'IMAGESIM_CONTACT'"): get_settings()
 
 @pytest.mark.parametrize('env,words', [(dict(IMAGESIM_PROC='0'), 'IMAGESIM_PROC'), (dict(IMAGESIM_PROGRESS='maybe'), 'IMAGESIM_PROGRESS'),
-                                       (dict(IMAGESIM_CONFIG='no.toml'), 'not a file'), (dict(IMAGESIM_BUKET='x'), "did you mean 'bucket'")])
+                                       (dict(IMAGESIM_CONFIG='no.toml'), 'not a file'), (dict(IMAGESIM_BUKET='x'), "did you mean 'IMAGESIM_BUCKET'")])
 def test_bad_settings_end_with_2_and_one_line(imagesim, env, words):
     p = imagesim('init', env=env)
     assert p.returncode==2 and words in p.stderr and len(p.stderr.strip().splitlines())==1
@@ -271,3 +271,17 @@ def test_summary_escapes_what_came_from_outside():
     assert s.skipped==3 and s.exit_code==0 and '0 items done, 3 skipped, 0 failed' in str(s)
 
 def test_one_line_has_one_line(): assert '\n' not in one_line(ValueError('a\nb'))
+
+def test_two_syncs_into_one_folder_do_no_harm(bucket, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    data = os.urandom(40*2**20)
+    write_bytes(f'{bucket}/ard/a-visual.tif', data)
+    with ThreadPoolExecutor(2) as pool: both = list(pool.map(lambda _: sync(f'{bucket}/ard', tmp_path/'ard', proc=1), range(2)))
+    assert (tmp_path/'ard/a-visual.tif').read_bytes()==data
+    assert all('another sync is writing it' in why for s in both for _,why in s.failures) and any(s.done for s in both)
+
+def test_hidden_folders_are_left_out_everywhere(bucket, tmp_path):
+    for root in bucket, tmp_path/'d':
+        write_bytes(f'{root}/.ipynb_checkpoints/x.json', b'1')
+        write_bytes(f'{root}/a/x.json', b'1')
+        assert [relative_path(o.path, root) for o in list_files(root)]==['a/x.json']
