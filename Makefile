@@ -25,6 +25,7 @@ readme: .venv/.ready ## make README.md from nbs/index.ipynb
 
 docs: .venv/.ready ## build the site into _docs (needs Quarto)
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" nbdev_docs
+	@$(PY) tools/readme.py
 
 lock: ## look for newer versions and write requirements.lock
 	@tools/lock.sh

@@ -99,7 +99,9 @@ def _requirements()->dict[str,list[str]]:
 def check_packages()->list[Finding]:
     "Look up every package that imagesim needs or can use"
     out = [Finding('packages', 'imagesim', __version__), Finding('packages', 'python', platform.python_version())]
-    for extra,names in _requirements().items():
+    try: needed = _requirements()
+    except PackageNotFoundError: return [*out, Finding('packages', 'its metadata', 'imagesim is not installed here', 'bad', 'pip install -e .')]
+    for extra,names in needed.items():
         for name in sorted(names):
             try: out.append(Finding('packages', name, version(name)))
             except PackageNotFoundError:
@@ -161,7 +163,7 @@ def doctor(bucket:Annotated[bool, typer.Option('--bucket', help='Try to reach th
     for group in dict.fromkeys(f.group for f in found):
         print(f'\n{group}', *(f for f in found if f.group==group), sep='\n')
     bad = [f.name for f in found if f.state=='bad']
-    print(f'\nIn the way: {", ".join(bad)}' if bad else '\nAll right.')
+    print(f'\nProblems: {", ".join(bad)}' if bad else '\nAll right.')
     raise typer.Exit(int(bool(bad)))
 
 # %% ../nbs/11_cli.ipynb #9be4edc0
@@ -223,7 +225,9 @@ def chip(
     filename:Annotated[Optional[str], typer.Option(help='As in `imagesim nodata`.', show_default=False)]=None,
     chip_dir:Annotated[Optional[str], typer.Option(help='As in `imagesim nodata`.', show_default=False)]=None):
     "Cut ARD tiles into chips, and index where each lies in its COG."
-    if filename or chip_dir: return _nodata(filename, chip_dir, ard_path, proc, False)
+    if filename or chip_dir:
+        if any((dest, zone, virtual, keep_empty, nodata_index, quality, overwrite, zoom!=17)): raise InputError('--filename and --chip-dir look for missing data and go only with --ard-path and --proc; cut chips in a call of its own')
+        return _nodata(filename, chip_dir, ard_path, proc, False)
     from imagesim.chip import chip_ard
     raise typer.Exit(report(chip_ard(_ard(ard_path), _home(dest), zoom=zoom, proc=proc, zone=zone, virtual=virtual, keep_empty=keep_empty, nodata_index=_home(nodata_index),
                                      quality=quality, subsampling=subsampling, overwrite=overwrite, scheduler=scheduler or get_settings().scheduler)))
@@ -245,7 +249,7 @@ def synth(
     root:Annotated[str, typer.Option(help='Data root to write into: ard/, osm/ and truth/ appear below it.')],
     seed:Annotated[int, typer.Option(min=0, help='Another number, another landscape.')]=0,
     size:Annotated[int, typer.Option(min=1, max=32, help='Painted area, in chips a side.')]=8,
-    dates:Annotated[int, typer.Option(min=1, max=6, help='Acquisitions.')]=2,
+    dates:Annotated[int, typer.Option(min=1, max=12, help='Acquisitions.')]=2,
     zone:Annotated[int, typer.Option(min=1, max=60, help='UTM zone.')]=33,
     quadkey:Annotated[str, typer.Option(help='Level-12 cell; beginning with 2 or 3 for the southern hemisphere.')]='031111123030',
     cells:Annotated[int, typer.Option(min=1, max=4, help='1, 2 or 4: paint across so many cells.')]=1,

@@ -9,7 +9,7 @@ def one_error_line(p): return p.returncode==2 and len(p.stderr.strip().splitline
 def test_help_names_every_command(imagesim):
     p = imagesim('--help')
     assert p.returncode==0
-    for name in 'init', 'doctor', 'sync', 'tiles', 'synth', 'demo':
+    for name in 'init', 'doctor', 'sync', 'tiles', 'chip', 'nodata', 'synth', 'demo':
         assert re.search(rf'^  {name}\s+\w', p.stdout, re.M)
         h = imagesim(name, '--help')
         assert h.returncode==0 and 'Usage: imagesim' in h.stdout and not re.search(r'\bTODO\b|None]', h.stdout)
@@ -35,7 +35,7 @@ def test_doctor_says_what_is_missing(imagesim, tmp_path):
     (tmp_path/'sitecustomize.py').write_text("import importlib.metadata as m\nreal = m.version\ndef fake(n):\n    if n in ('rasterio','torch'): raise m.PackageNotFoundError(n)\n    return real(n)\nm.version = fake")
     import conftest
     p = imagesim('doctor', env=dict(PYTHONPATH=f'{tmp_path}{os.pathsep}{conftest.ROOT}'))
-    assert p.returncode==1 and 'pip install rasterio' in p.stdout and "pip install 'imagesim[model]'" in p.stdout and 'In the way: rasterio' in p.stdout
+    assert p.returncode==1 and 'pip install rasterio' in p.stdout and "pip install 'imagesim[model]'" in p.stdout and 'Problems: rasterio' in p.stdout
 
 def test_doctor_asks_the_bucket(imagesim, bucket):
     from imagesim.infra import write_bytes
