@@ -80,7 +80,9 @@ class Settings(BaseSettings):
 
     @field_validator('data_root', 'bucket')
     @classmethod
-    def _no_tilde(cls, v): return v.rstrip('/') if '://' in v else os.path.abspath(os.path.expanduser(v))
+    def _no_tilde(cls, v):
+        if not v or v.rstrip('/') in ('s3:', ''): raise ValueError('names no place')
+        return v.rstrip('/') if '://' in v else os.path.abspath(os.path.expanduser(v))
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **kw):
@@ -136,6 +138,7 @@ def setting_rows()->list[tuple[str,str,str]]: # (name, value, where it comes fro
 def is_remote(path:str|Path)->bool:
     "Tell whether `path` is in a bucket (`s3://…`)"
     p = str(path)
+    if not p: raise InputError('a path is empty (an unset variable?); name a folder, or . for this one')
     if '://' in p and not p.startswith('s3://'): raise InputError(f'{p!r}: only local paths and s3:// are read')
     return p.startswith('s3://')
 
@@ -174,7 +177,8 @@ LAYOUT = dict(
 class Layout:
     "The paths under a data root, local or s3://; `layout.chips`, `layout.tiles`, … are strings"
     def __init__(self, root:str|Path|None=None): # Data root; the setting when None
-        self.root = str(root or get_settings().data_root).rstrip('/')
+        self.root = str(get_settings().data_root if root is None else root).rstrip('/')
+        is_remote(self.root) # an empty root is refused
     def __getattr__(self, name):
         if name in LAYOUT: return f'{self.root}/{LAYOUT[name]}'
         raise AttributeError(f'the layout has no {name!r}; {_suggest(name, LAYOUT)}')
@@ -215,7 +219,7 @@ def storage_errors(path:str|Path):
         raise StorageError(f'{path}: not allowed; {fix}') from None
     except Exception as e:
         if isinstance(e, OSError) and not is_remote(path): raise StorageError(f'{path}: {one_line(e)}') from None
-        if is_remote(path) and (isinstance(e, OSError) or type(e).__module__.startswith(('botocore', 'aiobotocore', 'aiohttp'))):
+        if is_remote(path) and (isinstance(e, (OSError, ValueError)) or type(e).__module__.startswith(('botocore', 'aiobotocore', 'aiohttp'))):
             fix = '; run aws configure, or set IMAGESIM_S3_ANONYMOUS=1 for a public bucket' if 'Credentials' in type(e).__name__ else ''
             raise StorageError(f'{path}: {one_line(e)}{fix}') from None
         raise
@@ -257,15 +261,20 @@ def is_dir(path:str|Path)->bool:
     with storage_errors(path): return _s3().isdir(str(path)) if is_remote(path) else os.path.isdir(path)
 
 # %% ../nbs/00_infra.ipynb #d047dacd
-def _walk(root:str):
-    "Yield the files below local folder `root`; hidden ones (unfinished writes among them) are left out"
+def _walk(root:str, above:frozenset=frozenset()):
+    "Yield the files below local folder `root`; hidden ones (unfinished writes among them) are left out, links that lead back up too"
+    st = os.stat(root)
+    if (st.st_dev, st.st_ino) in above: return
+    above |= {(st.st_dev, st.st_ino)}
     with os.scandir(root) as it: entries = sorted(it, key=lambda e: e.name)
     for e in entries:
         if e.name.startswith('.'): continue
-        if e.is_dir(): yield from _walk(e.path)
-        elif e.is_file():
-            st = e.stat()
-            yield FileInfo(e.path, st.st_size, st.st_mtime)
+        try:
+            if e.is_dir(): yield from _walk(e.path, above)
+            elif e.is_file():
+                st = e.stat()
+                yield FileInfo(e.path, st.st_size, st.st_mtime)
+        except FileNotFoundError: pass # gone since the folder was read
 
 # %% ../nbs/00_infra.ipynb #3f6f87f1
 _hidden = re.compile(r'/\.(?!\.?(?:/|$))') # a part that starts with a dot; '..' is not hidden but unsafe, and refused where it is used
@@ -281,7 +290,7 @@ def list_files(
             found = _s3().find(str(root), detail=True)
             if not found and not _s3().exists(str(root)): raise FileNotFoundError(root)
             below = len(str(root).rstrip('/'))-len('s3://')
-            out = [_s3_info(d) for d in found.values() if not _hidden.search(d['name'][below:])]
+            out = [_s3_info(d) for d in found.values() if not _hidden.search(d['name'][below:]) and not d['name'].endswith('/')]
     return sorted((o for o in out if o.path.endswith(suffix)), key=lambda o: o.path)
 
 # %% ../nbs/00_infra.ipynb #0128fc6a
@@ -299,7 +308,9 @@ def atomic_path(
     path:str|Path, # Where the file shall appear, local or s3://
 ):
     "Lend a local file name to write to; the file moves to `path` if the block ends well"
-    path, remote = str(path), is_remote(path)
+    remote = is_remote(path)
+    path = str(path) if remote else os.path.realpath(path) # what a link points to is replaced, not the link
+    if not remote and os.path.exists(path) and not os.path.isfile(path): raise InputError(f'{path} is not an ordinary file; choose another name')
     folder, name = os.path.split(path)
     with storage_errors(path):
         if not remote: os.makedirs(folder or '.', exist_ok=True)
@@ -403,7 +414,7 @@ def _attempt(fn:Callable, item, name:str)->Outcome:
     try: return end('done', value=fn(item))
     except Skip as e: return end('skipped', reason=one_line(e))
     except ImagesimError as e: return end('failed', reason=one_line(e))
-    except Exception as e: return end('failed', reason=one_line(e), trace=traceback.format_exc())
+    except (Exception, SystemExit) as e: return end('failed', reason=one_line(e), trace=traceback.format_exc())
 
 # %% ../nbs/00_infra.ipynb #b375bd2a
 @dataclass
@@ -556,7 +567,7 @@ def map_items(
 )->Summary:
     "Do `fn` to every item; a failure is recorded with its reason, and the rest goes on"
     if proc<1: raise InputError(f'proc must be 1 or more, got {proc}')
-    start, out, weights = time.perf_counter(), {}, {}
+    start, out, weights, title = time.perf_counter(), {}, {}, desc or getattr(getattr(fn, 'func', fn), '__name__', 'work')
     if hasattr(items, '__len__'): proc = min(proc, max(1, len(items))) # one item needs no process of its own
     if total is None and hasattr(items, '__len__'): total = sum(map(weight, items)) if weight else len(items)
     def named():
@@ -571,7 +582,7 @@ def map_items(
         for i,o in results:
             out[i] = o
             bar.update(weights.pop(i,0) if weight else 1)
-    return Summary(desc or fn.__name__, [out[i] for i in sorted(out)], time.perf_counter()-start, unit)
+    return Summary(title, [out[i] for i in sorted(out)], time.perf_counter()-start, unit)
 
 # %% ../nbs/00_infra.ipynb #a11a7be1
 def _check_sendable(fn):
@@ -642,7 +653,7 @@ def copy_file(
     "Copy one file, whole or not at all, and check the size that arrived"
     if is_remote(src.path) and not is_remote(dest): return _download(src, dest)
     with storage_errors(dest):
-        if is_remote(src.path): _s3().copy(src.path, dest)
+        if is_remote(src.path): _s3().cp_file(src.path, dest)
         elif is_remote(dest): _s3().put_file(src.path, dest)
         else:
             with atomic_path(dest) as tmp: shutil.copy2(src.path, tmp)
@@ -661,19 +672,24 @@ class _Job:
 def _sync_one(job:_Job)->int: # Bytes copied
     "Copy one file unless an equal and no older one is there"
     dest, src, there = join(job.dest, safe_relative(job.rel)), job.src, job.there
-    if there and there.size==src.size and (there.modified or 0)>=(src.modified or 0)-1: raise Skip('up to date')
+    later = (there.modified or 0)-(src.modified or 0) if there else 0
+    same_time = later>=-1 if is_remote(job.dest) else abs(later)<1e-3 # on disk we set the time of the source ourselves
+    if there and there.size==src.size and same_time: raise Skip('up to date')
     copy_file(src, dest)
     return src.size
 
 # %% ../nbs/00_infra.ipynb #467e2362
 def _sync_jobs(src:str, dest:str, only)->list[_Job]:
     "List what is to be copied where"
+    if exists(src) and not is_dir(src): raise InputError(f'{src} is a file; name the folder that holds it')
     found = list_files(src, kind_suffixes(only))
     if not found: raise InputError(f'{src}: no file to copy' + (f' of kind {only!r}' if only else ''))
     there = {relative_path(o.path, dest):o for o in list_files(dest)} if is_dir(dest) else {}
     return [_Job(o, dest, rel := relative_path(o.path, src), there.get(rel)) for o in found]
 
 # %% ../nbs/00_infra.ipynb #cd333eed
+def _real(path:str)->str: return path if is_remote(path) else os.path.realpath(path)
+
 def sync(
     src:str|Path, # Folder or s3:// prefix to copy from
     dest:str|Path, # Folder or s3:// prefix to copy to
@@ -682,7 +698,7 @@ def sync(
 )->Summary: # `extra` tells how much was copied
     "Copy what is missing or out of date from `src` to `dest`; nothing is ever deleted"
     src, dest = (str(o).rstrip('/') for o in (src, dest))
-    if is_remote(src)==is_remote(dest) and f'{dest}/'.startswith(f'{src}/'): raise InputError(f'can not copy {src!r} into itself')
+    if is_remote(src)==is_remote(dest) and f'{_real(dest)}/'.startswith(f'{_real(src)}/'): raise InputError(f'can not copy {src!r} into itself')
     jobs = _sync_jobs(src, dest, only)
     out = map_items(_sync_one, jobs, proc=proc, threads=True, desc='sync', unit='file', key=lambda j: j.rel, weight=lambda j: j.src.size)
     out.extra = dict(MB=round(sum(out.values)/1e6, 1))

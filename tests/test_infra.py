@@ -285,3 +285,48 @@ def test_hidden_folders_are_left_out_everywhere(bucket, tmp_path):
         write_bytes(f'{root}/.ipynb_checkpoints/x.json', b'1')
         write_bytes(f'{root}/a/x.json', b'1')
         assert [relative_path(o.path, root) for o in list_files(root)]==['a/x.json']
+
+def test_an_empty_path_is_refused_and_not_taken_for_the_root(imagesim, tmp_path):
+    write_bytes(tmp_path/'c/x.json', b'1')
+    for args,env in ((['sync', 'c', ''], {}), (['init', '--root', ''], {}), (['demo', '--root', ''], {}), (['synth', '--root', ''], {}), (['init'], dict(IMAGESIM_DATA_ROOT=''))):
+        p = imagesim(*args, env=env)
+        assert p.returncode==2 and 'Traceback' not in p.stderr, (args, p.stderr)
+
+def test_atomic_path_keeps_links_and_devices(tmp_path):
+    write_bytes(tmp_path/'big/t', b'old')
+    (tmp_path/'t').symlink_to(tmp_path/'big/t')
+    write_bytes(tmp_path/'t', b'new')
+    assert (tmp_path/'t').is_symlink() and (tmp_path/'big/t').read_bytes()==b'new'
+    os.mkfifo(tmp_path/'pipe')
+    with pytest.raises(InputError, match='not an ordinary file'): write_bytes(tmp_path/'pipe', b'')
+
+def test_sync_between_buckets_takes_names_as_they_are(bucket, tmp_path):
+    for name in 'a[1].tif', 'a1.tif', 'a*.tif', 'q?.tif': write_bytes(f'{bucket}/up/{name}', name.encode())
+    assert sync(f'{bucket}/up', f'{bucket}/up2').done==4
+    assert {relative_path(o.path, f'{bucket}/up2'):read_bytes(o.path) for o in list_files(f'{bucket}/up2')}=={n:n.encode() for n in ('a[1].tif', 'a1.tif', 'a*.tif', 'q?.tif')}
+
+def test_sync_notices_older_content_of_equal_size(tmp_path):
+    write_bytes(tmp_path/'a/x.json', b'AAAA')
+    sync(tmp_path/'a', tmp_path/'b')
+    write_bytes(tmp_path/'a/x.json', b'BBBB')
+    os.utime(tmp_path/'a/x.json', (1e9, 1e9))
+    assert sync(tmp_path/'a', tmp_path/'b').done==1 and (tmp_path/'b/x.json').read_bytes()==b'BBBB' and sync(tmp_path/'a', tmp_path/'b').skipped==1
+
+def test_listing_survives_a_link_to_itself(tmp_path):
+    write_bytes(tmp_path/'d/q/x', b'')
+    (tmp_path/'d/q/up').symlink_to('..')
+    assert [relative_path(o.path, tmp_path/'d') for o in list_files(tmp_path/'d')]==['q/x']
+
+def leave(n): sys.exit(0)
+def test_a_worker_that_leaves_is_a_failure():
+    from functools import partial
+    assert map_items(leave, [1, 2]).failed==2 and map_items(leave, [1, 2], proc=2).failed==2
+    assert map_items(partial(pow, 2), [1, 2]).values==[2, 4]
+
+def test_endpoint_without_scheme_and_folder_markers(bucket, imagesim, tmp_path):
+    write_bytes(f'{bucket}/o/mark/', b'')
+    write_bytes(f'{bucket}/o/x.json', b'1')
+    assert sync(f'{bucket}/o', tmp_path/'o').exit_code==0
+    with pytest.raises(InputError, match='is a file'): sync(f'{bucket}/o/x.json', tmp_path/'o1')
+    p = imagesim('sync', 's3://b/ard', 'x', env=dict(AWS_ENDPOINT_URL='127.0.0.1:9'))
+    assert p.returncode==2 and 'Traceback' not in p.stderr
