@@ -810,6 +810,7 @@ def tile_table(
 )->pd.DataFrame: # TILE_COLUMNS, a row a tile; `.attrs['problems']` holds (path, reason)
     "Gather what is known of each tile of a delivery"
     tiles = ard_path if isinstance(ard_path, TileList) else find_tiles(ard_path, zone)
+    if zone is not None: tiles = TileList([t for t in tiles if t.cell.zone==_check_zone(zone)], tiles.root, tiles.problems, tiles.strays)
     problems = list(tiles.problems)
     facts = _read_all([t.item for t in tiles if t.item], threads)
     elsewhere = [f.path for f in list_files(stac, '.json') if not _not_items.search(f.path)] if stac else []

@@ -59,15 +59,18 @@ Proc = Annotated[Optional[int], typer.Option('--proc', min=1, help='Processes at
 Zone = Annotated[Optional[int], typer.Option('--zone', min=1, max=60, help='UTM zone; all zones when left out.', show_default=False)]
 
 # %% ../nbs/11_cli.ipynb #2789d9cd
+_home = lambda path: path if path is None else os.path.expanduser(path)
+
+# %% ../nbs/11_cli.ipynb #b9a63625
 def _ard(path:str|None)->str:
     "The delivery that was named, or the one in the data root"
-    return os.path.expanduser(path) if path else Layout().ard
+    return Layout().ard if path is None else _home(path)
 
 # %% ../nbs/11_cli.ipynb #41bb540b
 @app.command()
 def init(root:Annotated[Optional[str], typer.Option(help='Folder for all data.  [default: setting data_root]', show_default=False)]=None):
     "Make the folders of a data root. What is there stays as it is."
-    layout = init_layout(os.path.expanduser(root) if root else None)
+    layout = init_layout(_home(root))
     print(f'{layout.root}: {", ".join(list_dirs(layout.root)) if not is_remote(layout.root) else "a bucket needs no folders"}')
     if root and layout.root!=get_settings().data_root: print(f'To use it from now on: export IMAGESIM_DATA_ROOT={layout.root if is_remote(layout.root) or os.path.isabs(layout.root) else "$PWD/"+layout.root}')
 
@@ -195,13 +198,13 @@ def tiles(ard_path:ArdPath=None, zone:Zone=None,
     table = tile_table(path, zone=zone)
     print(table[['tile', 'datetime', 'sensor', 'off_nadir', 'cloud_share', 'valid_area_km2']].to_string(index=False, max_rows=40))
     print(f'\n{len(table)} ARD tiles, {table.cell.nunique()} cells, {table.catalog_id.nunique()} catalog ids')
+    for what,why in (problems := table.attrs.get('problems', [])): print(f'  problem {what}: {why}')
     if out:
-        write_tile_table(table, os.path.expanduser(out))
+        write_tile_table(table, _home(out))
         print(f'written to {out}')
+    raise typer.Exit(int(bool(problems)))
 
 # %% ../nbs/11_cli.ipynb #14d134fd
-_home = lambda path: os.path.expanduser(path) if path else path
-
 def _nodata(filename, chip_dir, ard_path, proc, update):
     "Run the no-data stage with what a command was given"
     from imagesim.nodata import make_nodata_index
@@ -281,7 +284,10 @@ def demo(root:Annotated[str, typer.Option(help='Folder to work in.')]='demo',
     from imagesim.chip import chip_ard
     from imagesim.nodata import make_nodata_index
     from imagesim.synth import make_delivery
-    start, layout = time.perf_counter(), init_layout(_home(root))
+    start, layout = time.perf_counter(), Layout(_home(root))
+    if is_remote(layout.root): raise InputError(f'{root}: the demo works on a local disk')
+    if exists(layout.tiles) and not exists(join(layout.root, 'delivery.json')): raise InputError(f'{root} holds work of your own; give the demo a folder of its own with --root')
+    init_layout(layout.root)
     root = layout.root
     _step(1, f'A data root: {root}/', ', '.join(list_dirs(root)))
     _step(2, 'A landscape, and what a satellite delivers of it', *str(make_delivery(root, size=size)).splitlines())

@@ -543,7 +543,7 @@ def read(self:ChipStore,
         groups.setdefault((place[:16], len(place), catalog_id), []).append((i,n))
     out = [None]*len(names)
     work = lambda g: self._read_tile(*g, out)
-    if len(groups)>1 and (is_remote(self.index) or is_remote(self.ard or '')):
+    if len(groups)>1 and (is_remote(self.index) or is_remote(self.ard or '.')):
         with ThreadPoolExecutor(8) as pool: rest = list(pool.map(work, groups.items()))
     else: rest = map(work, groups.items())
     lost = [n for r in rest for _,n in r]

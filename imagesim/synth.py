@@ -23,7 +23,7 @@ from PIL import Image
 from shapely import Polygon, box
 
 from .ard import APRON_M, ARD_LEVEL, CELL_M, CHIP_LEVEL, CHIP_PX, GSD_M, TILE_PX, Cell, Chip, reproject, tile_path
-from .infra import InputError, atomic_path, exists, file_info, is_remote, join, progress, read_json, write_json
+from .infra import CorruptError, one_line, safe_relative, InputError, atomic_path, exists, file_info, is_remote, join, progress, read_json, write_json
 from .land import CLASS_OF, Landscape, pieces
 from .paint import COARSE, MARGIN, Acquisition, Scene
 
@@ -605,24 +605,39 @@ def __repr__(self:Delivery): return str(self)
 
 # %% ../nbs/00b_synth.ipynb #7e709d4d
 @patch
+def listed(self:Delivery)->dict: # spec, complete, and files: path -> bytes, -1 where it was not written yet
+    "Read the manifest; it is a file like any other, so what it names is checked"
+    d = read_json(self.manifest)
+    try: return dict(spec=dict(d['spec']), complete=d['complete'] is True, files={safe_relative(f['path']):int(f['size']) for f in d['files']})
+    except (KeyError, TypeError, ValueError) as e: raise CorruptError(f'{self.manifest} is not the list of a synthetic delivery ({one_line(e)}); choose another folder') from None
+
+# %% ../nbs/00b_synth.ipynb #76c9b97c
+@patch
 def state(self:Delivery)->str: # 'absent', 'partial' or 'complete'
     "Look at what is in the folder, and refuse to touch what is not ours"
     if exists(self.manifest):
-        d, want = read_json(self.manifest), asdict(self.spec)
+        d, want = self.listed(), asdict(self.spec)
         other = [f'{k}={v!r} (now {want.get(k)!r})' for k,v in d['spec'].items() if v!=want.get(k)]
         if other: raise InputError(f"{self.root} holds a delivery made with {', '.join(other)}; choose another folder, or pass overwrite=True to replace it")
-        same = all(exists(p) and file_info(p).size==f['size'] for f in d['files'] for p in [join(self.root,f['path'])])
-        return 'complete' if d['complete'] and same else 'partial'
+        whole = {os.path.relpath(f,self.root) for f in self.promised()}<=set(d['files']) and not self.damaged(d)
+        return 'complete' if d['complete'] and whole else 'partial'
     for part in ('ard','osm','truth'):
         if any(p.is_file() for p in Path(self.root,part).rglob('*')):
             raise InputError(f'{self.root}/{part} already holds files that no synthetic delivery lists; choose an empty folder')
     return 'absent'
 
-# %% ../nbs/00b_synth.ipynb #76c9b97c
+# %% ../nbs/00b_synth.ipynb #d62cc9f7
+@patch
+def damaged(self:Delivery, listed:dict)->list[Path]:
+    "Find the files that are missing, or not as long as they were when they were made"
+    paths = {Path(self.root,f):size for f,size in listed['files'].items()}
+    return [f for f,size in paths.items() if not f.is_file() or size>=0 and f.stat().st_size!=size]
+
+# %% ../nbs/00b_synth.ipynb #acec0cc2
 @patch
 def clear(self:Delivery):
     "Remove the files of the delivery that is there, and nothing else"
-    for f in read_json(self.manifest)['files']: Path(self.root,f['path']).unlink(missing_ok=True)
+    for f in self.listed()['files']: Path(self.root,f).unlink(missing_ok=True)
     for d in sorted((p for part in ('ard','osm','truth') for p in Path(self.root,part).rglob('*') if p.is_dir()), reverse=True):
         with contextlib.suppress(OSError): d.rmdir()
     Path(self.manifest).unlink()
@@ -710,7 +725,9 @@ def make_delivery(
     if is_remote(root): raise InputError(f'{root}: a synthetic delivery is made on a local disk; sync it to a bucket afterwards')
     start, d = time.perf_counter(), Delivery(root, check_spec(size, dates, seed, zone, quadkey, cells, pan, clouds, sparse))
     if overwrite and exists(d.manifest): d.clear()
-    elif d.state()=='complete': return d
+    elif (state := d.state())=='complete': return d
+    elif state=='partial':
+        for f in d.damaged(d.listed()): f.unlink(missing_ok=True) # to be made again
     write_json(d.manifest, dict(spec=asdict(d.spec), complete=False,
         files=[dict(path=os.path.relpath(f,d.root),size=-1) for f in d.promised()]))
     land = d.landscape()

@@ -13,7 +13,7 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from imagesim.ard import Cell, find_tiles, reproject, tile_table
-from imagesim.infra import InputError
+from imagesim.infra import CorruptError, InputError
 from imagesim.synth import OVERVIEWS, RARE, Delivery, Plan, Spec, check_spec, cloud_polygons, make_delivery, strip_polygon
 from imagesim.paint import Scene
 
@@ -421,3 +421,20 @@ def test_budget(tmp_path):
     for name in RARE.values(): assert (last[name]>(.005 if name=='tanks' else .02)).sum()>=2, name
     assert (last.unmapped==1).sum()==4 and (last.forest>.99).any()
     assert Counter(f.look for f in d.landscape().features if f.since==0)['solar']>=2
+
+def test_a_damaged_tile_is_made_again_and_a_hostile_manifest_reaches_nothing(tmp_path):
+    d = make_delivery(tmp_path/'a', size=1, dates=1)
+    tile = next(Path(d.ard).rglob('*-visual.tif'))
+    good = tile.read_bytes()
+    tile.write_bytes(good[:1000])
+    make_delivery(tmp_path/'a', size=1, dates=1)
+    assert tile.stat().st_size==len(good)
+    (tmp_path/'victim').write_text('mine')
+    manifest = json.loads(Path(d.manifest).read_text())
+    manifest['files'].append(dict(path='../victim', size=4))
+    Path(d.manifest).write_text(json.dumps(manifest))
+    with pytest.raises(CorruptError, match='not the list'): make_delivery(tmp_path/'a', size=1, dates=1, overwrite=True)
+    assert (tmp_path/'victim').read_text()=='mine'
+    for broken in '[]', '{}', 'null', '{"spec":{}}', '{"spec":{},"files":5,"complete":true}':
+        Path(d.manifest).write_text(broken)
+        with pytest.raises(CorruptError): make_delivery(tmp_path/'a', size=1, dates=1)
