@@ -24,7 +24,7 @@ from PIL import Image
 
 from .ard import CHIP_LEVEL, ArdTile, Cell, TileList, UTMBox, find_tiles, get_cog_path_from_chip, parse_chip, reproject, tile_table
 from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, Outcome, Skip, StorageError, Summary, file_info,
-    fingerprint, get_settings, is_remote, join, map_items, one_line, read_bytes, relative_path, write_bytes)
+    fingerprint, get_settings, is_remote, join, map_items, one_line, read_bytes, relative_path, s3_endpoint, write_bytes)
 from .read import (INDEX_SCHEMA, ChipIndex, ChipStore, GeoRef, TiffImage, check_block, data_class, find_chips, georef, index_path,
     index_root, jpeg_prefix, mask_bits, open_chip, read_blocks, read_chip_index, read_chips, read_tiff, splice_jpeg, split_zone, tile_mask,
     valid_counts, write_chip_index, write_nodata_index)
@@ -98,7 +98,7 @@ def _raster(path:str):
 # %% ../nbs/02_chip.ipynb #ac93a23a
 def _s3_options()->dict:
     "Tell GDAL about an S3 endpoint and anonymous access as the other libraries know them"
-    end, out = os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL'), {}
+    end, out = s3_endpoint(), {}
     if end: out.update(AWS_S3_ENDPOINT=end.split('://')[-1], AWS_HTTPS='YES' if end.startswith('https') else 'NO', AWS_VIRTUAL_HOSTING='FALSE')
     if get_settings().s3_anonymous: out['AWS_NO_SIGN_REQUEST'] = 'YES'
     return out

@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 import typer
 
 from . import __version__
-from .infra import (ImagesimError, InputError, Layout, MissingError, Summary, exists, get_settings, init_layout, is_remote, join,
+from .infra import (ImagesimError, InputError, Layout, Summary, exists, get_settings, init_layout, is_remote, join,
                             list_dirs, one_line, setting_rows, sync)
 
 # %% ../nbs/11_cli.ipynb #e6bb9197
@@ -116,7 +116,6 @@ def check_gdal()->list[Finding]:
     "Look for the GDAL drivers that reading and writing ARD tiles takes"
     try:
         import rasterio
-        from rasterio.drivers import raster_driver_extensions
         with rasterio.Env() as env: drivers = env.drivers()
     except ImportError as e: return [Finding('GDAL', 'rasterio', one_line(e), 'bad', 'pip install --force-reinstall rasterio')]
     need = dict(GTiff='read and write ARD tiles', COG='write ARD tiles', JPEG='read chips', PNG='map tiles', GPKG='masks')
@@ -184,7 +183,7 @@ def sync_(
         pair = join(s.bucket, src), join(s.data_root, src)
         src, dest = reversed(pair) if push else pair
     elif push: raise InputError('--push goes with one path; with two, put them in the order from, to')
-    src, dest = os.path.expanduser(src), os.path.expanduser(dest)
+    src, dest = _home(src), _home(dest)
     print(f'{src} -> {dest}')
     raise typer.Exit(report(sync(src, dest, only=only, proc=proc)))
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LAYOUT', 'KINDS', 'MACHINES', 'ImagesimError', 'InputError', 'SettingsError', 'MissingError', 'StorageError',
            'CorruptError', 'one_line', 'config_file', 'Settings', 'get_settings', 'setting_rows', 'is_remote', 'join',
-           'relative_path', 'Layout', 'init_layout', 'storage_errors', 'FileInfo', 'file_info', 'exists', 'is_dir',
-           'list_files', 'list_dirs', 'atomic_path', 'write_bytes', 'write_json', 'read_bytes', 'read_json',
+           'relative_path', 'Layout', 'init_layout', 's3_endpoint', 'storage_errors', 'FileInfo', 'file_info', 'exists',
+           'is_dir', 'list_files', 'list_dirs', 'atomic_path', 'write_bytes', 'write_json', 'read_bytes', 'read_json',
            'merge_ranges', 'read_ranges', 'fingerprint', 'Outcome', 'Skip', 'Summary', 'progress', 'map_items',
            'kind_suffixes', 'safe_relative', 'copy_file', 'sync', 'Machine']
 
@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
-import fsspec, orjson, tqdm.notebook, tqdm.std
+import fsspec, orjson
 from fastcore.basics import patch, patch_to
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
@@ -201,10 +201,14 @@ def init_layout(
     return out
 
 # %% ../nbs/00_infra.ipynb #c76efcba
+def s3_endpoint()->str|None: # None for AWS itself
+    "Tell which S3 endpoint the environment names"
+    return os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
+
+# %% ../nbs/00_infra.ipynb #a795a2af
 def _s3():
     "Open the S3 file system that environment and settings describe"
-    url = os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
-    return fsspec.filesystem('s3', anon=get_settings().s3_anonymous, endpoint_url=url, use_listings_cache=False,
+    return fsspec.filesystem('s3', anon=get_settings().s3_anonymous, endpoint_url=s3_endpoint(), use_listings_cache=False,
                              config_kwargs=dict(connect_timeout=10, read_timeout=60, retries=dict(max_attempts=4, mode='standard')))
 
 # %% ../nbs/00_infra.ipynb #f25d89f6
@@ -484,8 +488,9 @@ def progress(
     "Wrap `iterable` in a progress bar that stays silent where nobody looks"
     show = get_settings().progress
     widget = show and _in_notebook() and find_spec('ipywidgets')
-    bar = tqdm.notebook.tqdm if widget else tqdm.std.tqdm
-    return bar(iterable, total=total, desc=desc, unit=unit, leave=False, unit_scale=unit=='B', disable=False if widget else None if show else True)
+    if widget: from tqdm.notebook import tqdm # takes long to import, and only a notebook needs it
+    else: from tqdm import tqdm
+    return tqdm(iterable, total=total, desc=desc, unit=unit, leave=False, unit_scale=unit=='B', disable=False if widget else None if show else True)
 
 # %% ../nbs/00_infra.ipynb #e31bdb18
 def _worker_start():
