@@ -6,9 +6,9 @@
 __all__ = ['LAYOUT', 'KINDS', 'MACHINES', 'ImagesimError', 'InputError', 'SettingsError', 'MissingError', 'StorageError',
            'CorruptError', 'one_line', 'config_file', 'Settings', 'get_settings', 'setting_rows', 'is_remote', 'join',
            'relative_path', 'Layout', 'init_layout', 's3_endpoint', 'storage_errors', 'FileInfo', 'file_info', 'exists',
-           'is_dir', 'list_files', 'list_dirs', 'atomic_path', 'write_bytes', 'write_json', 'read_bytes', 'read_json',
-           'merge_ranges', 'read_ranges', 'fingerprint', 'Outcome', 'Skip', 'Summary', 'progress', 'map_items',
-           'kind_suffixes', 'safe_relative', 'copy_file', 'sync', 'Machine']
+           'is_dir', 'list_files', 'list_dirs', 'atomic_path', 'write_bytes', 'write_json', 'remove_file', 'read_bytes',
+           'read_json', 'merge_ranges', 'read_ranges', 'fingerprint', 'Outcome', 'Skip', 'Summary', 'progress',
+           'map_items', 'kind_suffixes', 'safe_relative', 'copy_file', 'sync', 'Machine']
 
 # %% ../nbs/00_infra.ipynb #52ff7cf1
 import contextlib, fcntl, hashlib, multiprocessing as mp, os, re, shutil, signal, tempfile, threading, time, traceback, uuid
@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     proc:Annotated[int, Field(ge=1, le=1024)] = Field(os.cpu_count() or 1, description='Worker processes, unless a call says otherwise')
     scheduler:str|None = Field(None, description='Address of a Dask scheduler, tcp://host:8786, to use instead of local processes')
     contact:str|None = Field(None, description='Mail address or URL sent to public servers, so that they can reach you')
+    overpass:str|None = Field(None, description='Address of an Overpass server of your own, to ask instead of the public ones')
     s3_anonymous:bool = Field(False, description='Read public buckets without credentials')
     progress:bool = Field(True, description='Show progress bars where there is somebody to see them')
 
@@ -336,6 +337,13 @@ def write_bytes(path:str|Path, data:bytes):
 def write_json(path:str|Path, obj):
     "Write `obj` as UTF-8 JSON, keys in their own order, whole or not at all"
     write_bytes(path, orjson.dumps(obj, option=orjson.OPT_SERIALIZE_NUMPY|orjson.OPT_APPEND_NEWLINE))
+
+# %% ../nbs/00_infra.ipynb #f9de64f9
+def remove_file(path:str|Path):
+    "Delete a file, if it is there"
+    with storage_errors(path):
+        if is_remote(path): _s3().rm_file(str(path))
+        else: Path(path).unlink(missing_ok=True)
 
 # %% ../nbs/00_infra.ipynb #3a9c1c79
 def read_bytes(path:str|Path)->bytes:

@@ -1,0 +1,4 @@
+"""`imagesim.osm`, under its old name"""
+from ...osm import fetch_osm_by_quadkey
+
+__all__ = ['fetch_osm_by_quadkey']
