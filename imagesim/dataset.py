@@ -236,7 +236,7 @@ def read_labels_table(
         form, names = _table_form(p, _class_names(classes))
         src = _source(p, form, names)
         _check_source(con, src, form, names)
-        t = con.execute(f'SELECT * FROM {src}').to_arrow_table()
+        t = con.sql(f'SELECT * FROM {src}').to_arrow_table()
     if form=='dense': return _with_classes(pd.DataFrame(dict(zip(['Feature','present','unmapped'], ([*map(lambda o: o or [], c.to_pylist())] if i else c.to_pylist() for i,c in enumerate(t.columns))))), names)
     return pd.DataFrame({'Feature':t['f'].to_pylist(), **{c:pd.Series(pd.to_numeric(t[f'c{i}'].to_pandas(), errors='coerce').astype('Float64')).astype('Int8') for i,c in enumerate(names)}})
 
@@ -933,6 +933,8 @@ _group_sql = dict(
     season="CASE WHEN day IS NULL THEN 'unknown' ELSE ['winter','spring','summer','autumn'][1+(((month(day)%12)//3) + CASE WHEN substr(chip, 5, 1) IN ('2','3') THEN 2 ELSE 0 END)%4] END",
     off_nadir="CASE WHEN view IS NULL THEN 'unknown' WHEN view<10 THEN '0-10' WHEN view<20 THEN '10-20' WHEN view<30 THEN '20-30' ELSE '30+' END")
 
+def _num(v)->str: return f'{float(v)!r}::DOUBLE' # a plain 0.5 would be a DECIMAL in SQL
+
 def _member(w:_Work, dim:str, group:str)->str:
     "Write the condition that a chip belongs to a group"
     if dim=='class': return f'coalesce(c{w.classes.index(group)} = 1, false)'
@@ -953,7 +955,7 @@ def _allowed(n:int, total:int, limit)->int:
 def _cap_order(w:_Work, sql:str)->str:
     "Write the SQL that lists the chips of a capped group in the order in which they are taken out, from every split alike"
     size = w.one(f'SELECT {", ".join(f"greatest(1, count(*) FILTER ({c}=1))" for c in w.columns)} FROM cand')
-    rare = ', '.join(['rid*0', *(f'CASE WHEN {c}=1 THEN {1/n!r} ELSE 0 END' for c,n in zip(w.columns,size) if not sql.startswith(f'coalesce({c} '))])
+    rare = ', '.join(['rid*0', *(f'CASE WHEN {c}=1 THEN {_num(1/n)} ELSE 0 END' for c,n in zip(w.columns,size) if not sql.startswith(f'coalesce({c} '))])
     kept = ' OR '.join(_member(w, d, g) for d,wish in w.query['quotas'].items() for g in wish)
     each = f'PARTITION BY split, {"kept" if kept else "1"}'
     return f"""SELECT rid FROM (SELECT rid, kept, (row_number() OVER ({each} ORDER BY rare, chance, rid)-.5)/count(*) OVER ({each}) AS place FROM (
@@ -991,29 +993,29 @@ def _known_groups(w:_Work):
 # %% ../nbs/04a_dataset.ipynb #a6d8f87a
 def _weight_sql(w:_Work)->str:
     "Write the SQL of a chip's weight, before it is scaled"
-    q, out = w.query, ['1.0']
+    q, out = w.query, [_num(1)]
     first = max(q['split'], key=q['split'].get)
     base = f"FROM final WHERE split={_text(first)}"
     for d,wish in q['weights'].items():
         if d=='class' and wish=='balanced':
             n, *each = w.one(f'SELECT count(*), {", ".join(f"count(*) FILTER ({c}=1)" for c in w.columns)} {base}')
             each = [n/k if k else 1. for k in each]
-            out.append('greatest('+', '.join(f'CASE WHEN {c}=1 THEN {v!r} ELSE 1.0 END' for c,v in zip(w.columns,each))+')')
-        elif d=='class': out += [f"CASE WHEN {_member(w,d,g)} THEN {float(v)!r} ELSE 1.0 END" for g,v in wish.items()]
+            out.append('greatest('+', '.join(f'CASE WHEN {c}=1 THEN {_num(v)} ELSE 1 END' for c,v in zip(w.columns,each))+')')
+        elif d=='class': out += [f"CASE WHEN {_member(w,d,g)} THEN {_num(v)} ELSE 1 END" for g,v in wish.items()]
         else:
             if wish=='balanced':
                 rows = w.rows(f'SELECT {_group_sql[d]}, count(*) {base} GROUP BY 1 ORDER BY 1')
                 wish = {g:sum(n for _,n in rows)/len(rows)/n for g,n in rows}
-            out.append(f'CASE {_group_sql[d]} '+' '.join(f'WHEN {_text(g)} THEN {float(v)!r}' for g,v in wish.items())+' ELSE 1.0 END' if wish else '1.0')
+            out.append(f'CASE {_group_sql[d]} '+' '.join(f'WHEN {_text(g)} THEN {_num(v)}' for g,v in wish.items())+' ELSE 1 END' if wish else '1')
     return '*'.join(out)
 
 def _finish(w:_Work):
     "Make the table `final`: what stays, with its split and weight"
     w.con.execute(f'''CREATE TABLE final AS SELECT l.* EXCLUDE (rid), b.block, b.split FROM ({_live}) l JOIN blocks b ON left(l.chip, {4+w.block})=b.block ORDER BY chip''')
-    sql = _weight_sql(w) if w.query['weights'] else '1.0'
+    sql = _weight_sql(w) if w.query['weights'] else _num(1)
     first = max(w.query['split'], key=w.query['split'].get)
     mean = w.one(f'SELECT sum(round(({sql})*1e6)::BIGINT)/count(*)/1e6 FROM final WHERE split={_text(first)}')[0] if w.query['weights'] else 1. # whole numbers: the sum is exact
-    w.weight = f'round(({sql})/{float(mean or 1.)!r}, 5)'
+    w.weight = f'round(({sql})/{_num(mean or 1)}, 5)'
 
 # %% ../nbs/04a_dataset.ipynb #e469f5f2
 def _funnel_rows(funnel:dict)->list[tuple[str,int,int]]: # step, chips, left

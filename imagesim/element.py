@@ -84,8 +84,8 @@ _number, _edge = (int,float), dict(lon=180, lat=90)
 def _place_fault(p)->str|None:
     "Say what is wrong with a position"
     for k,v in zip(('lon','lat'), p):
-        if type(v) not in _number or not math.isfinite(v): return f'{k} is {v!r:.40}, not a number of degrees'
-        if abs(v)>_edge[k]: return f'{k} is {v}, beyond {_edge[k]} degrees'
+        if type(v) not in _number or v!=v or abs(v)==math.inf: return f'{k} is {v!r:.40}, not a number of degrees'
+        if abs(v)>_edge[k]: return f'{k} is {v!r:.40}, beyond {_edge[k]} degrees'
 
 def _geometry_fault(e)->str|None:
     "Say what is wrong with the body of a way"
@@ -132,22 +132,26 @@ def _column_in_range(xs, edge)->bool: # NaN fails both comparisons
     a = np.array(xs, dtype=float)
     return not len(a) or bool(a.min()>=-edge and a.max()<=edge)
 
-def _bodies_fine(kind, es)->bool:
+def _bodies_fine(kind, columns)->bool:
     "Tell whether the bodies of all elements are right"
-    if kind=='nodes': return all(_column_in_range([*map(itemgetter(k), es)], _edge[k]) for k in _edge)
-    if kind=='relations': return not any(map(_members_fault, es))
-    nodes, at = [*map(itemgetter('nodes'), es)], [*map(itemgetter('geometry'), es)]
+    if kind=='nodes': return all(_column_in_range(columns[k], _edge[k]) for k in _edge)
+    if kind=='relations': return not any(_members_fault(dict(members=m)) for m in columns['members'])
+    nodes, at = columns['nodes'], columns['geometry']
     if not (_types(nodes, list) and _types(at, list) and [*map(len,nodes)]==[*map(len,at)]): return False
     flat = [p for g in at for p in g if p is not None]
     return (_types(chain.from_iterable(nodes), int) and _types(flat, list) and {*map(len,flat)}<={2}
-            and all(_column_in_range([p[i] for p in flat], e) for i,e in enumerate(_edge.values())))
+            and all(_column_in_range([*map(itemgetter(i), flat)], e) for i,e in enumerate(_edge.values())))
 
 def _all_fine(kind, es)->bool:
     "Tell whether a list of elements is right, without saying what is wrong"
     if not _types(es, dict): return False
-    ids = [e.get('id') for e in es]
+    try: columns = {k:[*map(itemgetter(k), es)] for k in FORM[kind][:-3]}
+    except KeyError: return False
+    ids = columns['id']
     if not _types(ids, int) or len({*ids})!=len(ids) or (ids and max(max(ids),-min(ids))>=2**63): return False
-    if not all(k in e for k in FORM[kind][1:-3] for e in es) or not _bodies_fine(kind, es): return False
+    try:
+        if not _bodies_fine(kind, columns): return False
+    except OverflowError: return False # a whole number that no float can hold
     tags = [e['tags'] for e in es if 'tags' in e]
     return (_types(tags, dict) and _types(chain.from_iterable(tags), str) and _types(chain.from_iterable(map(dict.values, tags)), str)
             and _types([e['version'] for e in es if 'version' in e], int) and _types([e['timestamp'] for e in es if 'timestamp' in e], str))
@@ -254,7 +258,7 @@ def _loads(data:bytes, path): # What the JSON holds
         if collecting: gc.enable()
     try:
         if _surrogate.search(data): return json.loads(data)
-    except ValueError: pass
+    except (ValueError, RecursionError): pass
     raise CorruptError(f'{path}: not valid JSON ({why}); {_refetch}')
 
 def path_cell(
@@ -282,7 +286,7 @@ def osm_state(
     head, tail = read_ranges(path, [(0, min(size,HEAD_BYTES)), (max(0,size-8), min(size,8))], gap=0)
     m = _head_re.match(text := head.decode(errors='replace'))
     try: meta = json.JSONDecoder().raw_decode(text, m.end())[0]
-    except (AttributeError, ValueError): raise CorruptError(f'{path}: does not begin with quadkey and meta; {_refetch}') from None
+    except (AttributeError, ValueError, RecursionError): raise CorruptError(f'{path}: does not begin with quadkey and meta; {_refetch}') from None
     if type(meta) is not dict: raise CorruptError(f'{path}: meta is not an object; {_refetch}')
     if not tail.rstrip().endswith(b']}'): raise CorruptError(f'{path}: is cut off; {_refetch}')
     cell = path_cell(path)

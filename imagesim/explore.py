@@ -9,7 +9,7 @@ __all__ = ['IMAGERY_CREDIT', 'ROAD_WIDTHS', 'LEAST_EDGES_M', 'CLEAR', 'LabelFram
            'place_states', 'visualize_class_map', 'chips_at', 'chips_of_class', 'visualize_image', 'draw_osm',
            'tag_counts', 'visualize_tags', 'coverage', 'visualize_coverage', 'explore_map', 'edge_field',
            'picture_edges', 'map_shapes', 'map_edges', 'shift_surface', 'Peak', 'find_peak', 'Offset',
-           'estimate_offset', 'visualize_offset', 'offset_table']
+           'estimate_offset', 'visualize_offset', 'offset_table', 'label_places', 'label_ruler', 'labels_of', 'why']
 
 # %% ../nbs/04_explore.ipynb #1da93ed0
 import fnmatch, math, os, re, tempfile
@@ -36,6 +36,7 @@ from .chip import _raster
 from .classes import ClassSchema, read_schema, schema_names
 from .element import OSM_CREDIT, OSM_FILE, osm_path
 from .feature import read_osm, tag_table
+from .labels import label_places, label_ruler, labels_of, why
 from .infra import (CorruptError, ImagesimError, InputError, MissingError, Summary, _suggest, exists, file_info, get_settings, is_dir, is_remote, join,
     list_dirs, list_files, map_items, one_line, s3_endpoint)
 from .read import ChipStore, contact_sheet, index_path, open_jpg, read_chip_index
@@ -97,19 +98,20 @@ class LabelFrame:
     def __init__(self, con, rel, name:str, meta:dict, alive):
         self.con, self.name, self.meta, self.alive = con, name, meta, alive
         cols = dict(zip(rel.columns, map(str, rel.types)))
-        self.key = 'Feature' if 'Feature' in cols else 'place' if 'place' in cols else None
-        if self.key is None: raise InputError(f"{name}: no column `Feature` (chips) or `place`; it has {', '.join(list(cols)[:8]) or 'none'}")
+        self.key = next((k for k in ('Feature','chip','place') if k in cols), None)
+        if self.key is None: raise InputError(f"{name}: no column `Feature`, `chip` or `place`; it has {', '.join(list(cols)[:8]) or 'none'}")
         if {'present','unmapped'}<=set(cols): raise InputError(f'{name}: dense encoding, a list a chip; pass the sparse table, a column a class')
         states = [c[:-6] for c in cols if c.endswith('_state') and c[:-6] in cols]
-        self.has_measures = self.key=='place' and bool(states)
-        self.classes = states if self.has_measures else [c for c in cols if c!=self.key]
-        if not self.classes: raise InputError(f'{name}: no class in it, only the column {self.key}; after it comes a column a class')
+        self.has_measures = self.key!='Feature' and bool(states)
+        self.unit = 'place' if self.key=='place' else 'chip'
+        self.classes = states if self.has_measures else [c for c in cols if c!=self.key] if self.key=='Feature' else []
+        if not self.classes: raise InputError(f"{name}: no class in it; "+('after `Feature` comes a column a class' if self.key=='Feature' else f'beside `{self.key}` there is a column NAME and a column NAME_state a class'))
         of = {c:f'{c}_state' if self.has_measures else c for c in self.classes}
         if bad := [c for c in self.classes if not re.match(r'VARCHAR|BOOL|"NULL"|DECIMAL|.*INT|FLOAT|DOUBLE', cols[of[c]])]:
             raise InputError(f'{name}: column {bad[0]!r} holds {cols[of[bad[0]]]}, no labels; a class holds 1, 0 or nothing')
         rel.create_view('source')
         rel.project(', '.join([f'{_quoted(self.key)}::VARCHAR AS key', *(_as_state(of[c], c, cols[of[c]]) for c in self.classes)])).create_view('labels')
-    def __repr__(self): return f"{self.name}: {len(self.classes)} classes a {'chip' if self.key=='Feature' else 'place'}: {', '.join(self.classes)}"
+    def __repr__(self): return f"{self.name}: {len(self.classes)} classes a {self.unit}: {', '.join(self.classes)}"
 
 # %% ../nbs/04_explore.ipynb #38fbdfc1
 def label_frame(
@@ -195,7 +197,7 @@ def count_labels(
     cells.pop('', None) # names that are no addresses lie in no cell
     table = pd.DataFrame(np.array([cells[c] for c in sorted(cells)], np.int64).reshape(-1,n+1), index=pd.Index(sorted(cells), name='cell'), columns=['rows',*f.classes])
     credit = f.meta.get('attribution') or (OSM_CREDIT if cells else '')
-    return LabelCounts(f.name, f.classes, int(many.sum()), both, one, known, many, unmapped, table, 'chip' if f.key=='Feature' else 'place', credit)
+    return LabelCounts(f.name, f.classes, int(many.sum()), both, one, known, many, unmapped, table, f.unit, credit)
 
 # %% ../nbs/04_explore.ipynb #cbc9f733
 def label_distribution(
@@ -398,6 +400,10 @@ def _box_km(x0, y0, x1, y1, level:int, north:bool)->tuple: # left, right, bottom
     return 500-GRID_M/2000+x0*s, 500-GRID_M/2000+(x1+1)*s, GRID_M/2000-(y1+1)*s+f, GRID_M/2000-y0*s+f
 
 # %% ../nbs/04_explore.ipynb #2a97b14f
+def _prefix(where)->str:
+    "Turn a cell, a zone or nothing into the beginning of ids"
+    return '' if where is None else f'Z{where:02d}-' if isinstance(where, (int,np.integer)) else Cell.parse(where).id
+
 @patch
 def check_class(self:LabelFrame, name:str)->str: # The same
     "Refuse a class that the labels don't have"
@@ -412,9 +418,9 @@ def place_states(
     "List one class's state at each place; of several chips at a place, one that has it decides"
     f = label_frame(data)
     c = _quoted(f.check_class(name))
-    within = '' if where is None else f'Z{where:02d}-' if isinstance(where, (int,np.integer)) else Cell.parse(where).id
+    within = _prefix(where)
     start = f"regexp_extract(key, '^Z[0-9]{{2}}-[0-3]+') AS place"
-    if f.has_measures: q = f'SELECT place, {_quoted(name+"_state")}::TINYINT AS state, {c}::FLOAT AS measure FROM source WHERE starts_with(place, ?) ORDER BY place'
+    if f.key=='place': q = f'SELECT place, {_quoted(name+"_state")}::TINYINT AS state, {c}::FLOAT AS measure FROM source WHERE starts_with(place, ?) ORDER BY place'
     else: q = f"SELECT {start}, max({c}) AS state FROM labels WHERE starts_with(key, ?) GROUP BY ALL ORDER BY place"
     out = f.sql(q, [within])
     if not len(out): raise InputError(f"{f.name}: no place {'in '+within if within else 'in it'}; labels lie in {_some_cells(f)}")
@@ -426,21 +432,48 @@ def _some_cells(f:LabelFrame)->str:
     cells = f.sql("SELECT DISTINCT key[:16] AS c FROM labels ORDER BY c LIMIT 4").c.tolist()
     return ', '.join(cells[:3])+(' and others' if cells[3:] else '') if cells else 'no cell: there is no row'
 
-# %% ../nbs/04_explore.ipynb #309d4140
-def _grids(t:pd.DataFrame, most:int)->tuple: # dict of (h, w) arrays, box in km, level
-    "Lay states and measures out on the grid; coarser, until no side has more than `most` squares"
-    zones = sorted({p[1:3] for p in t.place.str[:3].unique()})
+# %% ../nbs/04_explore.ipynb #b616753f
+def _extent(f:LabelFrame, start:str, most:int)->tuple: # first column, first row, columns, rows, level; of the finest grid that has no more than `most` squares a side
+    "Find a grid for the places whose ids begin with `start`"
+    t = f.sql("SELECT DISTINCT regexp_extract(key, '^Z[0-9]{2}-[0-3]{12}') AS c, strlen(split_part(key,'_',1)) AS n FROM labels WHERE starts_with(key, ?)", [start])
+    if not len(t): raise InputError(f"{f.name}: no place {'in '+start.rstrip('-') if start else 'in it'}; labels lie in {_some_cells(f)}")
+    if not t.c.str.len().all(): raise InputError(f"{f.name}: {f.sql('SELECT key FROM labels LIMIT 1').key[0]!r} is no address, so it lies nowhere; chips are named like Z33-03131102312001232_10300100B3841C00.jpg")
+    zones, sizes = sorted(t.c.str[1:3].unique()), sorted(t.n.unique())
     if len(zones)>1: raise InputError(f"places of zones {', '.join(zones)}; a map has one: pass where={int(zones[0])}")
-    x, y, level = _grid_at(t.place.to_numpy())
-    north = t.place.iloc[0][4] in '01'
-    while max(np.ptp(x), np.ptp(y))>=most: x, y, level = x>>1, y>>1, level-1
-    shape = np.ptp(y)+1, np.ptp(x)+1
-    at = (y-y.min())*shape[1]+x-x.min()
-    count = lambda w: np.bincount(at, weights=w, minlength=shape[0]*shape[1]).reshape(shape)
-    s = t.state.to_numpy(np.int8, na_value=-1)
-    g = dict(rows=count(np.ones(len(t))), present=count(s==1), known=count(s>=0))
-    if 'measure' in t: g['measure'] = count(np.nan_to_num(t.measure.to_numpy(float)))/np.maximum(g['rows'],1)
-    return g, _box_km(x.min(), y.min(), x.max(), y.max(), level, north), level
+    if len(sizes)>1: raise InputError(f"places of levels {', '.join(str(n-4) for n in sizes)}; name the labels of one, e.g. labels/land13/z17")
+    x, y, _ = _grid_at(t.c.to_numpy())
+    level, up, x, y = int(sizes[0])-4, ARD_LEVEL, (int(x.min()), int(x.max())+1), (int(y.min()), int(y.max())+1)
+    if len(start)>4+ARD_LEVEL: c = Cell.parse(start); up, x, y = c.level, (c.x,c.x+1), (c.y,c.y+1)
+    while (x[1]-x[0])*2.**(level-up)>most or (y[1]-y[0])*2.**(level-up)>most: level -= 1
+    scale = lambda v, ceil: (v<<level-up) if level>=up else -(-v>>up-level) if ceil else v>>up-level
+    x0, y0 = scale(x[0],False), scale(y[0],False)
+    return x0, y0, scale(x[1],True)-x0, scale(y[1],True)-y0, level, int(sizes[0])-4
+
+# %% ../nbs/04_explore.ipynb #8187ce43
+@patch
+def class_batches(self:LabelFrame, name:str, start:str=''): # yields place ids, states (-1 where unmapped), measures
+    "Stream one class at the places whose ids begin with `start`"
+    c, key = _quoted(name), _quoted(self.key)
+    what = f'coalesce({_quoted(name+"_state")}, -1)::TINYINT, coalesce({c}, 0)::DOUBLE FROM source' if self.has_measures else f'coalesce({c}, -1)::TINYINT, 0::DOUBLE FROM labels'
+    if not self.has_measures: key = 'key'
+    try:
+        for b in self.con.sql(f"SELECT split_part({key},'_',1), {what} WHERE starts_with({key}, {_text(start)})").to_arrow_reader(65536):
+            yield tuple(col.to_numpy(zero_copy_only=False) for col in b.columns)
+    except (duckdb.Error, pa.ArrowException) as e: raise _sql_error(self.name, e) from None
+
+# %% ../nbs/04_explore.ipynb #d5588027
+def _grids(f:LabelFrame, name:str, where, most:int)->tuple: # dict of (h, w) arrays, box in km, level, whether a square is a place, zone
+    "Stream one class's states and measures onto a grid, in memory that does not grow"
+    start = _prefix(where)
+    x0, y0, w, h, level, own = _extent(f, start, most)
+    g = {k:np.zeros(h*w) for k in ('rows','present','known','measure')}
+    for keys,s,m in f.class_batches(name, start):
+        x, y, _ = _grid_at(keys)
+        at = ((y>>own-level)-y0)*w+(x>>own-level)-x0
+        for k,v in (('rows',None), ('present',s==1), ('known',s>=0), ('measure',m)): g[k] += np.bincount(at, weights=v, minlength=h*w)
+    g = {k:v.reshape(h,w) for k,v in g.items()}
+    g['measure'] /= np.maximum(g['rows'], 1)
+    return g, _box_km(x0, y0, x0+w-1, y0+h-1, level, keys[0][4] in '01'), level, level==own, int(keys[0][1:3])
 
 # %% ../nbs/04_explore.ipynb #e82a1d01
 def _state_picture(g:dict, colour:str): # (h, w, 3) floats, legend handles
@@ -472,10 +505,10 @@ def visualize_class_map(
     "Draw where a class is"
     if show not in ('state','measure'): raise InputError(f"show is {show!r}; it is 'state' or 'measure'")
     f = label_frame(data)
-    t = place_states(f, name, where)
-    if show=='measure' and 'measure' not in t: raise InputError(f"{f.name} holds no measures, only states; pass show='state', or the folder of labels")
-    g, box, level = _grids(t, most)
-    colour, fine, zone = class_colours([name], schema)[name], level==len(t.place[0])-4, int(t.place[0][1:3])
+    f.check_class(name)
+    if show=='measure' and not f.has_measures: raise InputError(f"{f.name} holds no measures, only states; pass show='state', or the folder that label_places wrote")
+    g, box, level, fine, zone = _grids(f, name, where, most)
+    colour = class_colours([name], schema)[name]
     h = 5.2*min(1.6, max(.35, (box[3]-box[2])/(box[1]-box[0])))
     fig,ax = plt.subplots(figsize=(6.6,h+.9))
     if show=='state' and fine:
@@ -484,8 +517,8 @@ def visualize_class_map(
         ax.legend(handles=handles, ncols=3, loc='lower left', bbox_to_anchor=(0,1), fontsize=8, handlelength=1.2, borderaxespad=.1)
     else: _shade(fig, ax, g, box, name, show, colour, schema)
     _km_axes(ax, box, zone)
-    n = t.state.eq(1).sum(), t.state.eq(0).sum(), t.state.isna().sum()
-    ax.set_title(f"{name}: present in {n[0]:,} of {n[0]+n[1]:,} known places, {n[2]:,} unmapped" + ('' if fine else f'\nper square of {GRID_M/2**level/1000:g} km'), pad=22 if show=='state' and fine else 6)
+    n, known, rows = (int(g[k].sum()) for k in ('present','known','rows'))
+    ax.set_title(f"{name}: present in {n:,} of {known:,} known {f.unit}s, {rows-known:,} unmapped" + ('' if fine else f'\nper square of {GRID_M/2**level/1000:g} km'), pad=22 if show=='state' and fine else 6)
     return _sign(fig, f.meta.get('attribution') or OSM_CREDIT)
 
 # %% ../nbs/04_explore.ipynb #5ed74b30
@@ -552,29 +585,28 @@ def chips_of_class(
     test = f'{c} IS NULL' if state is None else f'{c}={int(state)}'
     total = int(f.sql(f'SELECT count(*) AS n FROM labels WHERE {test}').n[0])
     if not total: raise InputError(f'{f.name}: {name!r} is {what[state]} nowhere; see `label_distribution`')
-    keys = f.sql(f'SELECT key FROM labels WHERE {test} ORDER BY hash(key || ?), key LIMIT {int(n)*(1 if f.key=="Feature" else 4)}', [str(seed)]).key.tolist()
-    if f.key=='place':
+    keys = f.sql(f'SELECT key FROM labels WHERE {test} ORDER BY hash(key || ?), key LIMIT {int(n)*(4 if f.unit=="place" else 1)}', [str(seed)]).key.tolist()
+    if f.unit=='place':
         of = {}
         for chip in chips_at(store, keys): of.setdefault(chip.partition('_')[0], chip)
         keys = [of[k] for k in keys if k in of][:n]
     names = [k for k,d in zip(keys, store.read(keys, missing='none')) if d]
     if not names: raise MissingError(f'{store.chips}: none of {len(keys)} chips with {name!r} can be read there; cut them with `imagesim chip`, or name another store')
-    unit = 'chips' if f.key=='Feature' else 'places'
-    return _caption(contact_sheet(names, store, min(columns, len(names)), px), f'{name} {what[state]}: {len(names)} of {total:,} {unit}', credit)
+    return _caption(contact_sheet(names, store, min(columns, len(names)), px), f'{name} {what[state]}: {len(names)} of {total:,} {f.unit}s', credit)
 
 # %% ../nbs/04_explore.ipynb #b829a19f
 def _row_of(f:LabelFrame, chip:'str|int')->tuple[str,pd.Series,pd.Series|None]: # chip name, states, measures
     "Find the row of a chip, by its name or by its number in the table"
     if isinstance(chip, (int,np.integer)):
-        if f.key!='Feature': raise InputError(f'{f.name} has a row a place, not a chip; pass the name of a chip')
+        if f.unit=='place': raise InputError(f'{f.name} has a row a place, not a chip; pass the name of a chip')
         t = f.sql(f'SELECT * FROM labels LIMIT 1 OFFSET {int(chip)}') if chip>=0 else f.sql('SELECT * FROM labels WHERE false')
         if not len(t): raise InputError(f'{f.name}: no row {chip}; the first is 0')
         chip = t.key[0]
-    key = chip if f.key=='Feature' else parse_chip(chip).place
+    key = chip if f.unit=='chip' else parse_chip(chip).place
     t = f.sql('SELECT * FROM labels WHERE key=? LIMIT 1', [key])
     if not len(t): raise InputError(f'{f.name}: no row for {key}')
     cols = ', '.join(map(_quoted, f.classes))
-    m = f.sql(f'SELECT {cols} FROM source WHERE place=?', [key]).iloc[0] if f.has_measures else None
+    m = f.sql(f'SELECT {cols} FROM source WHERE {f.key}=?', [key]).iloc[0] if f.has_measures else None
     return str(chip), t.drop(columns='key').iloc[0], m
 
 def _chip_facts(store:ChipStore, name:str)->str:
@@ -761,7 +793,7 @@ def _escaped(v)->str:
 def _label_shapes(f:LabelFrame, name:str|None, where, limit:int): # GeoDataFrame with `colour` and texts, legend
     "Make squares of places, coloured by one class, or by how many they have"
     import geopandas as gpd, shapely
-    within = '' if where is None else f'Z{where:02d}-' if isinstance(where, (int,np.integer)) else Cell.parse(where).id
+    within = _prefix(where)
     classes = f.classes if name is None else [f.check_class(name)]
     t = f.sql(f'SELECT * FROM labels WHERE starts_with(key, ?) LIMIT {limit+1}', [within])
     if not len(t): raise InputError(f"{f.name}: no place {'in '+within if within else 'in it'}; labels lie in {_some_cells(f)}")
@@ -919,18 +951,20 @@ CLEAR = (5.5,1.1), (4.5,1.35) # least score and least ratio of a clear peak: eit
 def find_peak(
     surface:np.ndarray, # As `shift_surface` gives it
     step_m:float, # Side of its pixels
-    edges_m:float=math.inf # Outlines that were compared, metres
+    edges_m:float=math.inf, # Outlines that were compared, metres
+    near:tuple|None=None # dx, dy: look within 5 m of this shift only, and be content with less
 )->Peak:
     "Find the shift at which two fields agree best, finer than a pixel, and judge whether it can be relied on"
     if edges_m<LEAST_EDGES_M or not surface.any(): return Peak(math.nan, math.nan, math.nan, math.nan, 'not enough edges')
     r = surface.shape[0]//2
-    i,j = np.unravel_index(surface.argmax(), surface.shape)
-    best, middle = surface[i,j], np.median(surface)
     y,x = np.ogrid[:2*r+1,:2*r+1]
-    ratio = best/max(surface[np.hypot(y-i, x-j)*step_m>=3].max(), best/20)
+    here = surface if near is None else np.where(np.hypot(x-r-near[0]/step_m, r-y-near[1]/step_m)*step_m<=5, surface, -np.inf)
+    i,j = np.unravel_index(here.argmax(), surface.shape)
+    best, middle = surface[i,j], np.median(surface)
+    ratio = best/max(surface[np.hypot(y-i, x-j)*step_m>=3].max(), abs(best)/20, 1e-9)
     score = (best-middle)/(1.4826*np.median(np.abs(surface-middle))+1e-9)
     if not (0<i<2*r and 0<j<2*r): return Peak(math.nan, math.nan, score, ratio, 'at the end of the search')
-    if not any(score>=a and ratio>=b for a,b in CLEAR): return Peak(math.nan, math.nan, score, ratio, 'no clear peak')
+    if not any(score>=a and ratio>=b for a,b in (CLEAR if near is None else ((3.5,0),))): return Peak(math.nan, math.nan, score, ratio, 'no clear peak')
     between = lambda a,b,c: .5*(a-c)/(a+c-2*b)
     return Peak(float(j+between(*surface[i,j-1:j+2])-r)*step_m, float(r-i-between(*surface[i-1:i+2,j]))*step_m, float(score), float(ratio), 'ok')
 
@@ -940,7 +974,7 @@ class Offset:
     "How far OpenStreetMap lies from an acquisition"
     tile:str            # Cell and catalog id
     peak:Peak           # Of all edges in all blocks
-    kinds:dict          # 'building' and 'road': the Peak of these edges alone
+    kinds:dict          # 'building' and 'road': the Peak of these edges alone, near that of all where that is clear
     edges_m:float       # Outlines compared, metres
     blocks:pd.DataFrame # A row a block: cell, x, y (its centre, metres), edges_m, and the fields of its own Peak
     surface:np.ndarray  # Agreement by shift; row 0 north, column 0 west
@@ -1011,7 +1045,9 @@ def estimate_offset(
             m, (l,b,rt,tp) = sum(m for _,m in found.values()), c.bounds
             if found: blocks.append((c.id, (l+rt)/2, (b+tp)/2, m, *find_peak(sum(s for s,_ in found.values()), step, m)))
     total, table = sum(sums.values(), zero), pd.DataFrame(blocks, columns=['cell','x','y','edges_m',*Peak._fields])
-    return Offset(t.id, find_peak(total, step, sum(metres.values())), {k:find_peak(s, step, metres[k]) for k,s in sums.items()}, sum(metres.values()), table, total, step)
+    peak = find_peak(total, step, sum(metres.values()))
+    near = (peak.dx, peak.dy) if peak.note=='ok' else None
+    return Offset(t.id, peak, {k:find_peak(sums[k], step, metres[k], near) for k in sorted(sums)}, sum(metres.values()), table, total, step)
 
 # %% ../nbs/04_explore.ipynb #493e2518
 def _arrows(ax, o:Offset, cell:Cell):
@@ -1023,8 +1059,8 @@ def _arrows(ax, o:Offset, cell:Cell):
     g = b[ok]
     if len(g):
         most = max(2., np.hypot(g.dx, g.dy).max())
-        q = ax.quiver(g.x/1000, g.y/1000, g.dx, g.dy, np.clip(g.score,0,20), cmap='viridis_r', clim=(4,20), angles='xy', scale_units='xy', scale=most/side*1.1, width=.008, pivot='middle', zorder=3)
-        ax.quiverkey(q, .86, 1.03, math.ceil(most/2), f'{math.ceil(most/2)} m', labelpos='E', fontproperties=dict(size=8))
+        q = ax.quiver(g.x/1000, g.y/1000, g.dx, g.dy, np.clip(g.score,0,20), cmap='viridis_r', clim=(4,20), angles='xy', scale_units='xy', scale=most/side*1.1, width=.009, pivot='middle', zorder=3)
+        ax.quiverkey(q, .88, .05, math.ceil(most/2), f'{math.ceil(most/2)} m', labelpos='N', labelsep=.04, fontproperties=dict(size=8))
     if len(b): box = max(box[0],b.x.min()/1000-side), max(box[1],b.y.min()/1000-side), min(box[2],b.x.max()/1000+side), min(box[3],b.y.max()/1000+side)
     _km_axes(ax, (box[0],box[2],box[1],box[3]), cell.zone)
     ax.set_title(f'{ok.sum()} of {len(b)} blocks with a clear shift')
@@ -1070,3 +1106,6 @@ def offset_table(
     out = out.sort_values('metres', ascending=False, na_position='last', ignore_index=True)
     out.attrs['problems'] = [list(f) for f in run.failures]
     return out
+
+# %% ../nbs/04_explore.ipynb #4eb28c93
+_all_ = ['label_places', 'label_ruler', 'labels_of', 'why'] # from 03b_labels, so that one import has all

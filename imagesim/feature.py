@@ -122,6 +122,7 @@ def _walk(start, paths, ends, free): # (rings, loose paths)
             del trail[k:], stops[k+1:]
         else: trail.append(p); stops.append(p[-1])
 
+# %% ../nbs/01b_feature.ipynb #5572750e
 def _simple(ring)->list:
     "Split a ring wherever it comes back to a node"
     out, stack, at = [], [], {}
@@ -184,7 +185,7 @@ def nest_rings(
     out = parts[0] if len(parts)==1 else shapely.MultiPolygon(parts)
     return polygonal(out), not (fine[order].all() and out.is_valid), depth
 
-# %% ../nbs/01b_feature.ipynb #697c8175
+# %% ../nbs/01b_feature.ipynb #6895067f
 @dataclass
 class Assembled:
     "What came of a multipolygon"
@@ -197,6 +198,7 @@ class Assembled:
     @property
     def whole(self): return not (self.missing or self.loose)
 
+# %% ../nbs/01b_feature.ipynb #697c8175
 def assemble_area(
     relation:dict, # In its form
     way_at:Callable # Way id -> (node ids, positions (n, 2)), None where it is not at hand
@@ -260,6 +262,7 @@ def _crossing(at, extent, box): # bool a way
     hit[rest] = shapely.intersects(lines_of(at, rest), frame)
     return hit
 
+# %% ../nbs/01b_feature.ipynb #43458e41
 def _around(at, extent, ways, box): # bool a way
     "Find the closed ways that are areas and have the box's centre inside"
     l,b,r,t = extent.T
@@ -486,6 +489,7 @@ def _area_tags(r, a:Assembled, ways:dict)->tuple[dict,set]: # Its tags, and the 
     rings = a.outer|a.inner if old else a.outer
     return tags, {i for i in rings if tags and {*_own(ways[i].get('tags', {})).items()}<={*tags.items()}}
 
+# %% ../nbs/01b_feature.ipynb #b1d053ad
 def _why_not(r, a:Assembled)->str:
     "Say why a relation gave no area"
     if not a.whole and r['tags']['type']=='boundary': return 'boundary, members not fetched'

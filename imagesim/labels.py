@@ -51,26 +51,31 @@ def _line_edges(lines:np.ndarray, owner:np.ndarray): # starts, ends, owner
     same = line[1:]==line[:-1]
     return xy[:-1][same], xy[1:][same], owner[which[line[:-1][same]]]
 
-# %% ../nbs/03b_labels.ipynb #f6949f5e
-def _cut(a:np.ndarray, b:np.ndarray, xs:np.ndarray, ys:np.ndarray): # starts, ends, edge, column, row of the pieces
+# %% ../nbs/03b_labels.ipynb #e5b6eaaa
+def _crossings(a, b, ca, cb, lines, k): # edge, share of the way along it
+    "Find where edges meet the lines of one direction"
+    lo, n = np.minimum(ca, cb)+1, np.abs(cb-ca)
+    e = np.repeat(np.arange(len(a)), n)
+    at = lines[np.arange(n.sum())-np.repeat(np.cumsum(n)-n, n)+np.repeat(lo, n)]
+    return e, (at-a[e,k])/(b[e,k]-a[e,k])
+
+def _cut(a:np.ndarray, b:np.ndarray, xs:np.ndarray, ys:np.ndarray): # starts, ends, edge, column, row of the pieces; column and row are -1 or too large outside
     "Cut edges wherever they cross a line of a grid"
-    def crossings(k, lines):
-        lo, hi = np.minimum(a[:,k], b[:,k]), np.maximum(a[:,k], b[:,k])
-        first = np.searchsorted(lines, lo, 'right')
-        n = np.maximum(np.searchsorted(lines, hi, 'left')-first, 0)
-        e = np.repeat(np.arange(len(a)), n)
-        at = lines[np.arange(n.sum())-np.repeat(np.cumsum(n)-n, n)+np.repeat(first, n)]
-        return e, (at-a[e,k])/(b[e,k]-a[e,k])
-    (ex,tx), (ey,ty) = crossings(0, xs), crossings(1, ys)
-    edge, t = np.r_[np.arange(len(a)),ex,ey], np.r_[np.zeros(len(a)),tx,ty]
+    cols, rows = ([np.searchsorted(l, p[:,k], 'right')-1 for p in (a,b)] for k,l in ((0,xs),(1,ys)))
+    whole = (cols[0]==cols[1]) & (rows[0]==rows[1])
+    w, c = np.flatnonzero(whole), np.flatnonzero(~whole)
+    pa, pb = a[c], b[c]
+    (ex,tx), (ey,ty) = (_crossings(pa, pb, f[0][c], f[1][c], l, k) for k,(f,l) in enumerate(((cols,xs),(rows,ys))))
+    edge, t = np.r_[np.arange(len(c)),ex,ey], np.r_[np.zeros(len(c)),tx,ty]
     order = np.lexsort((t, edge))
     edge, t = edge[order], t[order]
     end = np.r_[t[1:], 1.]
     end[np.r_[edge[1:]!=edge[:-1], True]] = 1.
-    d = b[edge]-a[edge]
-    p, q = a[edge]+t[:,None]*d, a[edge]+end[:,None]*d
+    d = (pb-pa)[edge]
+    p, q = pa[edge]+t[:,None]*d, pa[edge]+end[:,None]*d
     mid = (p+q)/2
-    return p, q, edge, np.searchsorted(xs, mid[:,0], 'right')-1, np.searchsorted(ys, mid[:,1], 'right')-1
+    col, row = (np.searchsorted(l, mid[:,k], 'right')-1 for k,l in ((0,xs),(1,ys)))
+    return np.concatenate([a[w],p]), np.concatenate([b[w],q]), np.r_[w,c[edge]], np.r_[cols[0][w],col], np.r_[rows[0][w],row]
 
 # %% ../nbs/03b_labels.ipynb #50e57b29
 def area_grid(
@@ -232,7 +237,7 @@ def newest_touch(hits:np.ndarray, seconds:np.ndarray, pairs:tuple, n:int)->np.nd
 
 # %% ../nbs/03b_labels.ipynb #a198bdf7
 TRUSTED_M2, TRUSTED_STEP_M = 4e6, 80. # polygons are trusted below this area, or with a vertex at least every so many metres
-COVER_PARTS = 32                      # a place's cover is estimated on squares of 156.25/32 = 4.9 m
+COVER_PARTS = 16                      # a place's cover is estimated on squares of 156.25/16 = 9.8 m
 
 def trusted(areas:np.ndarray)->np.ndarray: # bool
     "Tell which polygons are drawn with care"
@@ -272,7 +277,7 @@ OPEN = Filter(geometry=('area',), none=(_tag('building'), _tag('boundary')), any
     Filter(tags=(TagTest('landuse', there=True),), none=(_tag('landuse', *_settled),)))) # no buildings are expected there
 LOOSE = 1 # more road ends than this around a place say that a road is missing
 STREET_M, LINED, SAMPLE_M, NEAR_M = 300., 0.6, 25., 20. # metres of street around a place, share of them with a building within NEAR_M, of samples every SAMPLE_M
-YARD_M, VERGE_M, GAP, GAP_PARTS = 15., 8., 0.05, 16     # ground that is not open, further than this from any building and road, is a gap: a building may be missing
+YARD_M, VERGE_M, GAP, GAP_PARTS = 15., 3., 0.05, 16     # ground that is not open, further than this from any building and road, is a gap: a building may be missing
 
 def around(grid:np.ndarray)->np.ndarray: # (…, n, n)
     "Sum each place with its eight neighbours; the grid has one place more on every side"

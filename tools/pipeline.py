@@ -41,12 +41,12 @@ def arrow(x1,y1,x2,y2,bend=None):
 # column 1: delivery and OSM
 box(20,24,200,226,'ARD delivery',['COGs at 0.3 m','on a UTM quadkey grid'],'00a_ard', planned=False)
 img(57,98,124,tile)
-box(20,274,200,150,'OpenStreetMap',['houses, roads, water,','forest, fields, … of every','cell; from Overpass','or an extract'],'01_osm')
+box(20,274,200,150,'OpenStreetMap',['houses, roads, water,','forest, fields, … of every','cell; from Overpass','or an extract'],'01_osm', planned=False)
 # column 2
 box(270,24,230,226,'Chips',['the COG’s own tiles, spliced;','and where data is missing'],'02_chip · 03_nodata', planned=False)
 pos=[(1536,1024),(2560,1792),(1024,2048),(512,2048),(2048,512),(1536,2560)]
 for k,(x,y) in enumerate(pos): img(284+(k%3)*69,94+(k//3)*65,62,uri(chip(a0,x,y),160))
-box(270,274,230,150,'Labels',['13 classes a place:','present, absent or unmapped;','explore and choose','what to train on'],'04_explore · 04a_dataset')
+box(270,274,230,150,'Labels',['13 classes a place:','present, absent or unmapped;','explore and choose','what to train on'],'04_explore · 04a_dataset', planned=False)
 # column 3
 box(550,24,230,120,'Network',['multilabel ResNet50,','trained on those labels'],'05_model · 06_train')
 box(550,164,230,120,'Embeddings',['one vector a chip,','pixels → 128 numbers'],'07_encode')
