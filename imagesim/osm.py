@@ -24,7 +24,7 @@ from .extract import CellCandidates, extract_cells
 from .feature import cell_elements
 from .infra import (CorruptError, ImagesimError, InputError, MissingError, SettingsError, Skip, Summary, exists, file_info, fingerprint, get_settings,
     is_dir, is_remote, join, list_dirs, map_items, one_line, read_json, remove_file, write_json)
-from .overpass import ENDPOINTS, NoServer, OverpassClient, QueryError, _check_endpoints as check_endpoints, fetch_candidates
+from .overpass import ENDPOINTS, NoServer, OverpassClient, QueryError, check_endpoints, fetch_candidates, public_url
 
 # %% ../nbs/01_osm.ipynb #c2a9f065
 def _zone_root(zone:int, ard_path:str|Path)->str: # Without a / at the end
@@ -168,7 +168,7 @@ def __str__(self:OsmPlan):
     if not self.endpoints:
         mb = file_info(self.source).size/1e6
         return s + f', from {os.path.basename(self.source)} ({mb:,.1f} MB): about {2+mb*PBF_S_MB+n*CELL_S:,.0f} s'
-    return s + f', from {", ".join(self.endpoints)}\n  {n*COUNTRY_MB:,} MB if all is country, {n*DENSE_MB:,} MB if all is city; ' \
+    return s + f', from {", ".join(map(public_url, self.endpoints))}\n  {n*COUNTRY_MB:,} MB if all is country, {n*DENSE_MB:,} MB if all is city; ' \
                f'{max(1, n*COUNTRY_S//60):,} to {max(1, n*DENSE_S//60):,} minutes, and what a busy server makes us wait'
 
 @patch

@@ -8,10 +8,10 @@ from urllib.parse import parse_qs
 import numpy as np, orjson, overpy, pytest, shapely
 from hypothesis import given, settings, strategies as st
 
-from imagesim.ard import Cell, reproject
+from imagesim.ard import APRON_M, Cell, reproject
 from imagesim.element import check_osm, osm_path, write_osm
 from imagesim.infra import CorruptError, InputError
-from imagesim.overpass import (MARGIN_M, BadAnswer, CutOff, NoServer, OverpassClient, QueryError, ServerBusy, ServerDown, ServerRefused, TooBig, around_query,
+from imagesim.overpass import (BadAnswer, CutOff, NoServer, OverpassClient, QueryError, ServerBusy, ServerDown, ServerRefused, TooBig, around_query,
     cell_query, check_answer, endpoint_lock, fetch_candidates, overpy_result, parse_body, query_rings, slot_wait)
 from imagesim.synth import make_delivery
 
@@ -319,7 +319,7 @@ def test_status_pages():
 def test_query_covers_the_widened_cell(at):
     cell = Cell.at(*at)
     rings = [shapely.Polygon(r) for r in query_rings(cell)]
-    l,b,r,t = cell.buffered(MARGIN_M)
+    l,b,r,t = cell.buffered(APRON_M)
     edge = np.linspace(0, 1, 50)
     pts = shapely.points(np.concatenate([np.column_stack([l+(r-l)*edge, np.full(50,y)]) for y in (b,t)]+[np.column_stack([np.full(50,x), b+(t-b)*edge]) for x in (l,r)]))
     assert shapely.union_all([p.buffer(1e-9) for p in rings]).covers(reproject(pts, cell.epsg, 4326)).all()
