@@ -101,7 +101,6 @@ def speed(place, pbf, turns, quack):
     table(f'{Path(pbf).name}, {total:,} elements, {len(cells)} cells, best of {turns}',
         [('program', 'process s', 'without imports s', 'elements/s', 'peak MB', 'imagesim takes x times', 'writes'), *rows])
     table('Where imagesim spends it', [('step','s'), *((k, f'{us[k]:.2f}') for k in ('walk','load','choose','write')), ('elements written', f'{us["n"]:,}')])
-    return code
 
 def count(pbf)->list:
     "Nodes, ways and relations of an extract"
@@ -109,9 +108,9 @@ def count(pbf)->list:
     from osmium.osm import NODE, RELATION, WAY
     return [sum(1 for _ in osmium.FileProcessor(str(pbf), k)) for k in (NODE, WAY, RELATION)]
 
-def memory(place, pbf, code, sizes):
+def memory(place, pbf, sizes):
     "The same cells out of larger and larger extracts: seconds grow with the file, memory must not"
-    cells, rows = cells_of(pbf), []
+    cells, one, rows = cells_of(pbf), sum(count(pbf)), []
     for n in sizes:
         big = copies(pbf, place.root/f'{n}.osm.pbf', n) if n>1 else Path(pbf)
         for mb in (256, 0):
@@ -120,7 +119,7 @@ def memory(place, pbf, code, sizes):
             (place.root/'walk_mb.py').write_text(WALK.replace("folder+'/spool')", f"folder+'/spool', {mb})"))
             r = run(p)
             place.used(d)
-            rows.append((f'{n} x', f'{sum(count(pbf))*n:,}', f'{big.stat().st_size/1e6:.1f}', mb, f'{r["work"]:.2f}', f'{sum(count(pbf))*n/r["work"]:,.0f}', f'{r["mb"]:,.0f}'))
+            rows.append((f'{n} x', f'{one*n:,}', f'{big.stat().st_size/1e6:.1f}', mb, f'{r["work"]:.2f}', f'{one*n/r["work"]:,.0f}', f'{r["mb"]:,.0f}'))
     table('Larger extracts, the same cells (positions in up to memory_mb/2, beyond it on disk)', [('copies','elements','MB','memory_mb','walk s','elements/s','peak MB'), *rows])
 
 if __name__=='__main__':
@@ -133,5 +132,5 @@ if __name__=='__main__':
     args = p.parse_args()
     if not os.path.isfile(args.pbf): sys.exit(f'{args.pbf} is not there; name an extract with --pbf')
     with Workplace(args.folder) as place:
-        code = speed(place, args.pbf, 1 if args.quick else 4, args.quackosm)
-        if not args.quick: memory(place, args.pbf, code, (1, 4, 16))
+        speed(place, args.pbf, 1 if args.quick else 4, args.quackosm)
+        if not args.quick: memory(place, args.pbf, (1, 2, 6))
