@@ -14,7 +14,7 @@ __all__ = ['IMAGERY_CREDIT', 'ROAD_WIDTHS', 'LEAST_EDGES_M', 'CLEAR', 'LabelFram
 # %% ../nbs/04_explore.ipynb #1da93ed0
 import fnmatch, math, os, re, tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache, partial, wraps
 from html import escape
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import duckdb, fsspec, numpy as np, orjson, pandas as pd, pyarrow as pa, pyarrow.compute, pyarrow.csv, pyarrow.dataset as pads
 import matplotlib.pyplot as plt, seaborn as sns
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from fastcore.basics import patch
@@ -33,13 +33,13 @@ from shapely import box
 
 from .ard import ARD_LEVEL, CHIP_LEVEL, GRID_M, GSD_M, ArdTile, Cell, TileList, find_tiles, parse_chip, parse_tile_path, read_tile_table, reproject, tile_table, tiles_gdf
 from .chip import _raster
-from .classes import ClassSchema, read_schema, schema_names
+from .classes import read_schema
 from .element import OSM_CREDIT, OSM_FILE, osm_path
 from .feature import read_osm, tag_table
+from .infra import (CorruptError, ImagesimError, InputError, MissingError, _suggest, exists, file_info, get_settings, is_dir, is_remote, join,
+    list_files, map_items, one_line, s3_endpoint)
 from .labels import label_places, label_ruler, labels_of, why
-from .infra import (CorruptError, ImagesimError, InputError, MissingError, Summary, _suggest, exists, file_info, get_settings, is_dir, is_remote, join,
-    list_dirs, list_files, map_items, one_line, s3_endpoint)
-from .read import ChipStore, contact_sheet, index_path, open_jpg, read_chip_index
+from .read import ChipStore, contact_sheet, index_path, read_chip_index
 
 # %% ../nbs/04_explore.ipynb #648879f2
 def _connect():
@@ -337,6 +337,7 @@ def _heat(t:pd.DataFrame, title:str, note:str, fmt:str, **kw):
     ax.set_xticklabels(t.columns, rotation=45, ha='right', rotation_mode='anchor'); ax.set_yticklabels(t.index, rotation=0)
     return fig
 
+# %% ../nbs/04_explore.ipynb #37edebf6
 @_styled
 def visualize_label_corr(
     data # As for `count_labels`
@@ -358,6 +359,7 @@ def label_cooccurrence(
     v = np.divide(c.both, c.one, out=np.full(c.both.shape, np.nan), where=c.one>0) if share else c.both
     return pd.DataFrame(v, index=c.classes, columns=c.classes)
 
+# %% ../nbs/04_explore.ipynb #2198b6f0
 @_styled
 def visualize_cooccurrence(
     data # As for `count_labels`
@@ -399,7 +401,7 @@ def _box_km(x0, y0, x1, y1, level:int, north:bool)->tuple: # left, right, bottom
     s, f = GRID_M/2**level/1000, 0 if north else 10_000
     return 500-GRID_M/2000+x0*s, 500-GRID_M/2000+(x1+1)*s, GRID_M/2000-(y1+1)*s+f, GRID_M/2000-y0*s+f
 
-# %% ../nbs/04_explore.ipynb #2a97b14f
+# %% ../nbs/04_explore.ipynb #c43daf3c
 def _prefix(where)->str:
     "Turn a cell, a zone or nothing into the beginning of ids"
     return '' if where is None else f'Z{where:02d}-' if isinstance(where, (int,np.integer)) else Cell.parse(where).id
@@ -410,6 +412,7 @@ def check_class(self:LabelFrame, name:str)->str: # The same
     if name not in self.classes: raise InputError(f'{self.name} has no class {name!r}; {_suggest(str(name), self.classes)}')
     return name
 
+# %% ../nbs/04_explore.ipynb #2a97b14f
 def place_states(
     data, # As for `label_frame`
     name:str, # A class
@@ -486,10 +489,9 @@ def _km_axes(ax, box, zone:int):
     "Label axes in kilometres, with the borders of cells where there are not too many"
     ax.set(xlabel=f'easting, zone {zone} (km)', ylabel='northing (km)', xlim=box[:2], ylim=box[2:], aspect='equal')
     for spine in ax.spines.values(): spine.set_visible(True)
-    for lo,hi,line in (*[(*box[:2],ax.axvline)], *[(*box[2:],ax.axhline)]):
-        k = np.arange(math.ceil(lo/5), math.floor(hi/5)+1)*5.
-        if len(k)<=40:
-            for v in k: line(v, color='#666', lw=.6, alpha=.6)
+    for lo,hi,line in ((*box[:2],ax.axvline), (*box[2:],ax.axhline)):
+        if max(box[1]-box[0], box[3]-box[2])>150: break
+        for v in np.arange(math.ceil(lo/5), math.floor(hi/5)+1)*5.: line(v, color='#666', lw=.6, alpha=.6)
     ax.ticklabel_format(useOffset=False, style='plain')
 
 # %% ../nbs/04_explore.ipynb #12e53d31
@@ -518,7 +520,7 @@ def visualize_class_map(
     else: _shade(fig, ax, g, box, name, show, colour, schema)
     _km_axes(ax, box, zone)
     n, known, rows = (int(g[k].sum()) for k in ('present','known','rows'))
-    ax.set_title(f"{name}: present in {n:,} of {known:,} known {f.unit}s, {rows-known:,} unmapped" + ('' if fine else f'\nper square of {GRID_M/2**level/1000:g} km'), pad=22 if show=='state' and fine else 6)
+    ax.set_title(f"{name}: present in {n:,} of {known:,} known {f.unit}s, {rows-known:,} unmapped".replace(', ', ',\n' if rows>99_999 else ', ', 1) + ('' if fine else f', per square of {GRID_M/2**level/1000:g} km'), pad=22 if show=='state' and fine else 6)
     return _sign(fig, f.meta.get('attribution') or OSM_CREDIT)
 
 # %% ../nbs/04_explore.ipynb #5ed74b30
@@ -529,7 +531,9 @@ def _shade(fig, ax, g:dict, box, name:str, show:str, colour:str, schema):
     else: v, text = np.divide(g['present'], g['known'], out=np.full(g['rows'].shape, np.nan), where=g['known']>0), '% of known places in which it is present'
     if '%' in text: v = v*100
     shades = LinearSegmentedColormap.from_list(name, ['#f4f5f6', colour] if np.mean(to_rgb(colour))<.75 else ['#f4f5f6', colour, '#5a4a00'])
-    shades.set_bad(_UNMAPPED)
+    shades.set_bad('#00000000')
+    under, _ = _state_picture(g|dict(known=g['rows']*0, present=g['rows']*0), colour)
+    ax.imshow(under, extent=box, interpolation='nearest')
     pic = np.ma.masked_where((g['rows']==0) | ~np.isfinite(v), v)
     im = ax.imshow(pic, extent=box, interpolation='nearest', cmap=shades, vmin=0, vmax=None if pic.count() and pic.max()>0 else 1)
     fig.colorbar(im, ax=ax, shrink=.8, label=text)
@@ -566,6 +570,15 @@ def chips_at(
             found += [(v<1, c) for c,v in zip(ix['chip'].tolist(), ix['valid']) if v>0 and c.partition('_')[0] in want]
     return [c for _,c in sorted(found)]
 
+# %% ../nbs/04_explore.ipynb #1ea0a9f9
+def _drawn_chips(store:ChipStore, draw, n:int)->list[str]:
+    "Find a chip each for up to `n` places, drawing more where many places have none"
+    for most in (4*n, 64*n, 1024*n):
+        keys, of = draw(most), {}
+        for chip in chips_at(store, keys): of.setdefault(chip.partition('_')[0], chip)
+        if len(of)>=n or len(keys)<most: break
+    return [of[k] for k in keys if k in of][:n]
+
 # %% ../nbs/04_explore.ipynb #148f7d69
 def chips_of_class(
     data, # As for `label_frame`
@@ -585,13 +598,10 @@ def chips_of_class(
     test = f'{c} IS NULL' if state is None else f'{c}={int(state)}'
     total = int(f.sql(f'SELECT count(*) AS n FROM labels WHERE {test}').n[0])
     if not total: raise InputError(f'{f.name}: {name!r} is {what[state]} nowhere; see `label_distribution`')
-    keys = f.sql(f'SELECT key FROM labels WHERE {test} ORDER BY hash(key || ?), key LIMIT {int(n)*(4 if f.unit=="place" else 1)}', [str(seed)]).key.tolist()
-    if f.unit=='place':
-        of = {}
-        for chip in chips_at(store, keys): of.setdefault(chip.partition('_')[0], chip)
-        keys = [of[k] for k in keys if k in of][:n]
+    def draw(most): return f.sql(f'SELECT key FROM labels WHERE {test} ORDER BY hash(key || ?), key LIMIT {most}', [str(seed)]).key.tolist()
+    keys = draw(int(n)) if f.unit=='chip' else _drawn_chips(store, draw, n)
     names = [k for k,d in zip(keys, store.read(keys, missing='none')) if d]
-    if not names: raise MissingError(f'{store.chips}: none of {len(keys)} chips with {name!r} can be read there; cut them with `imagesim chip`, or name another store')
+    if not names: raise MissingError(f'{store.chips}: no chip with {name!r} {what[state]} can be read there; cut them with `imagesim chip`, or name another store')
     return _caption(contact_sheet(names, store, min(columns, len(names)), px), f'{name} {what[state]}: {len(names)} of {total:,} {f.unit}s', credit)
 
 # %% ../nbs/04_explore.ipynb #b829a19f
@@ -626,12 +636,14 @@ def _amount(lc, v)->str:
 
 def _tags(ax, items:list, y:float=.93):
     "Write labels below each other: (text, fill, dashed)"
+    step = min(.074, .95/(len(items)+1))
     for text,fill,dashed in items:
-        box = dict(boxstyle='round,pad=.38', facecolor='white' if dashed else fill, edgecolor=fill, linestyle='--' if dashed else '-', linewidth=1)
-        ax.text(.04, y, text, va='top', fontsize=9, color='#444' if dashed else _ink(fill), weight='normal' if dashed else 'bold', bbox=box)
-        y -= .074
+        style = dict(boxstyle='round,pad=.38', facecolor='white' if dashed else fill, edgecolor=fill, linestyle='--' if dashed else '-', linewidth=1)
+        ax.text(.04, y, text, va='top', fontsize=9*step/.074, color='#444' if dashed else _ink(fill), weight='normal' if dashed else 'bold', bbox=style)
+        y -= step
     return y
 
+# %% ../nbs/04_explore.ipynb #bbc6d5c3
 @_styled
 def visualize_image(
     chip:'str|int', # Chip name; or the number of its row, counted from 0
@@ -817,7 +829,8 @@ def _feature_shapes(g, schema, limit:int): # GeoDataFrame with `colour` and text
     "Prepare OpenStreetMap features, coloured by class"
     schema = read_schema(schema or 'land13')
     if len(g)>limit: raise InputError(f'{len(g):,} features are too many for a browser; choose some, or pass a larger limit (it is {limit:,})')
-    hits, colours = schema.match(g), np.array([*schema.colours.values(), '#999999'])
+    metres = g.to_crs(g.estimate_utm_crs()) if g.crs is not None and g.crs.is_geographic and len(g) else g
+    hits, colours = schema.match(metres), np.array([*schema.colours.values(), '#999999'])
     first = np.where(hits.any(1), hits.argmax(1), len(schema)) if len(g) else np.zeros(0,int)
     names = np.array(schema.names)
     out = g.assign(colour=colours[first], classes=[', '.join(names[h]) for h in hits], tags=[', '.join(f'{k}={v}' for k,v in (t or {}).items()) for t in g.tags])
@@ -832,12 +845,13 @@ def _tile_shapes(t): # GeoDataFrame with `colour` and texts, legend
     keep = [c for c in ('tile','date','sensor','off_nadir','cloud_share','data_share') if c in g]
     return g[[*keep,'geometry']].assign(colour=[steps[names[i]] for i in which]), steps
 
-# %% ../nbs/04_explore.ipynb #723368e4
+# %% ../nbs/04_explore.ipynb #823abf2d
 def _note(m, html:str, place:str):
     "Lay a box over a map"
     import folium
     m.get_root().html.add_child(folium.Element(f'<div style="position:fixed;{place};z-index:999;background:rgba(255,255,255,.9);padding:4px 8px;font:11px sans-serif;color:#333;border-radius:3px">{html}</div>'))
 
+# %% ../nbs/04_explore.ipynb #723368e4
 def explore_map(
     data, # Labels, as for `label_frame`; features of `read_osm`; or a tile table
     name:str|None=None, # For labels: colour by this class; by the number of classes when None
@@ -879,6 +893,7 @@ def edge_field(
     g = x+np.complex64(1j)*y
     return g*g/(np.abs(g)+np.float32(1e-6))
 
+# %% ../nbs/04_explore.ipynb #bb2b345f
 def picture_edges(
     a:np.ndarray, # (h, w) brightness
     seen:np.ndarray, # (h, w) bool: pixels that were seen
@@ -936,7 +951,7 @@ def shift_surface(
     c = fft.ifft2(np.conj(fft.fft2(still, shape))*fft.fft2(moving, shape))
     return c[:2*r+1,:2*r+1].real
 
-# %% ../nbs/04_explore.ipynb #341cecae
+# %% ../nbs/04_explore.ipynb #82c32330
 class Peak(NamedTuple):
     "Where two fields of edges agree best"
     dx:float     # Metres to the east; NaN unless `note` is 'ok'
@@ -945,6 +960,7 @@ class Peak(NamedTuple):
     ratio:float  # How many times the best agreement is that of the next peak, 3 m away or more
     note:str     # 'ok', 'not enough edges', 'no clear peak' or 'at the end of the search'
 
+# %% ../nbs/04_explore.ipynb #341cecae
 LEAST_EDGES_M = 250 # metres of outline
 CLEAR = (5.5,1.1), (4.5,1.35) # least score and least ratio of a clear peak: either pair will do
 
@@ -1002,6 +1018,7 @@ def _read_window(d, box, shape:tuple)->tuple: # (h, w) float brightness, (h, w) 
     px = d.read(window=w, out_shape=(d.count,*shape), resampling=Resampling.average, boundless=over).astype(np.float32)
     return (px[:3]*np.array([.3,.6,.1],np.float32)[:,None,None]).sum(0) if d.count>=3 else px[0], seen
 
+# %% ../nbs/04_explore.ipynb #8b32cd98
 def _compare(d, cell:Cell, shapes:dict, r:int, step_m:float)->dict: # kind -> (surface, metres of outline)
     "Compare map and picture in one block"
     l,b,rt,t = cell.bounds
@@ -1014,7 +1031,7 @@ def _compare(d, cell:Cell, shapes:dict, r:int, step_m:float)->dict: # kind -> (s
     p = picture_edges(a, seen)
     return {k:(shift_surface(f, p, r), metres*share) for k,(f,metres) in fields.items()}
 
-# %% ../nbs/04_explore.ipynb #e1a2cae0
+# %% ../nbs/04_explore.ipynb #0afca536
 def _near(shapes:dict, cells:list, most:int)->list: # (cell, kind -> shapes)
     "Find the shapes in each block, for the blocks that have most"
     import shapely
@@ -1024,6 +1041,7 @@ def _near(shapes:dict, cells:list, most:int)->list: # (cell, kind -> shapes)
     keep = sorted(sorted(range(len(out)), key=lambda i: -sum(map(len, out[i][1].values())))[:most])
     return [out[i] for i in keep]
 
+# %% ../nbs/04_explore.ipynb #e1a2cae0
 def estimate_offset(
     tile:'ArdTile|str|Path', # A tile of a delivery, or its path
     osm, # Root of the OSM files, or the features of the cell as `read_osm` gives them
@@ -1065,6 +1083,7 @@ def _arrows(ax, o:Offset, cell:Cell):
     _km_axes(ax, (box[0],box[2],box[1],box[3]), cell.zone)
     ax.set_title(f'{ok.sum()} of {len(b)} blocks with a clear shift')
 
+# %% ../nbs/04_explore.ipynb #c339694b
 @_styled
 def visualize_offset(
     offset:Offset # As `estimate_offset` gives it
@@ -1085,13 +1104,14 @@ def visualize_offset(
     fig.suptitle(o.tile, x=.01, ha='left', fontsize=9, color='#555')
     return _sign(fig, IMAGERY_CREDIT, OSM_CREDIT)
 
-# %% ../nbs/04_explore.ipynb #da2d74ba
+# %% ../nbs/04_explore.ipynb #3bac9b07
 def _offset_row(tile:ArdTile, osm:str, level:int, most:int)->dict:
     "Estimate one tile's shift, as a row"
     o = estimate_offset(tile, osm, level, most=most)
     row = dict(tile=o.tile, date=tile.date and str(tile.date), metres=o.metres, dx=o.dx, dy=o.dy, score=o.peak.score, note=o.peak.note, edges_m=o.edges_m)
     return row|{f'{k}_{a}':getattr(o.kinds[k], a) if k in o.kinds else math.nan for k in ('road','building') for a in ('dx','dy')}
 
+# %% ../nbs/04_explore.ipynb #da2d74ba
 def offset_table(
     ard_path, # As for `find_tiles`, or what it found
     osm:str|Path|None=None, # Root of the OSM files; the delivery's when None

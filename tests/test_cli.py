@@ -9,10 +9,19 @@ def one_error_line(p): return p.returncode==2 and len(p.stderr.strip().splitline
 def test_help_names_every_command(imagesim):
     p = imagesim('--help')
     assert p.returncode==0
-    for name in 'init', 'doctor', 'sync', 'tiles', 'chip', 'nodata', 'synth', 'demo':
+    for name in 'init', 'doctor', 'sync', 'tiles', 'osm', 'chip', 'nodata', 'labels', 'dataset', 'synth', 'demo':
         assert re.search(rf'^  {name}\s+\w', p.stdout, re.M)
         h = imagesim(name, '--help')
         assert h.returncode==0 and 'Usage: imagesim' in h.stdout and not re.search(r'\bTODO\b|None]', h.stdout)
+
+@pytest.mark.parametrize('group,names', [('osm',['status']), ('labels',['build','why','stats']), ('dataset',['make','list','show','diff','verify','push','pull'])])
+def test_help_names_every_command_of_a_group(imagesim, group, names):
+    p = imagesim(group, '--help')
+    assert p.returncode==0
+    for name in names:
+        assert re.search(rf'^  {name}\s+\w', p.stdout, re.M)
+        h = imagesim(group, name, '--help')
+        assert h.returncode==0 and f'Usage: imagesim {group} {name}' in h.stdout and not re.search(r'\bTODO\b|None]', h.stdout)
 
 def test_wrong_words_end_with_2(imagesim):
     for args in ['chpi'], ['init', '--rot', 'x'], ['synth'], ['synth', '--root', 'x', '--size', '99']:
@@ -70,12 +79,42 @@ def test_tiles_of_the_real_tile(imagesim, shared, tmp_path):
     assert p.returncode==0 and 'Z45-031331122210_A0A0000000000001' in p.stdout and (tmp_path/'tiles.parquet').stat().st_size>1000
 
 def test_demo_runs_and_finds_itself_done(imagesim, tmp_path):
-    p = imagesim('demo', '--root', 'demo', '--size', '2', timeout=280)
+    p = imagesim('demo', '--root', 'demo', '--size', '4', timeout=280)
     assert p.returncode==0, p.stderr
-    tifs = {f:f.stat().st_mtime_ns for f in (tmp_path/'demo/ard').rglob('*-visual.tif')}
-    assert len(tifs)==2 and (tmp_path/'demo/tiles.parquet').is_file()
-    again = imagesim('demo', '--root', 'demo', '--size', '2', timeout=280)
-    assert again.returncode==0 and tifs=={f:f.stat().st_mtime_ns for f in (tmp_path/'demo/ard').rglob('*-visual.tif')}
+    made = lambda: {f:f.stat().st_mtime_ns for pattern in ('*-visual.tif','osm_data.json','labels/**/*.parquet','manifest.json') for f in (tmp_path/'demo').rglob(pattern)}
+    before = made()
+    assert [f.name for f in before].count('osm_data.json')==1 and len(before)==5
+    assert (tmp_path/'demo/tiles.parquet').is_file() and (tmp_path/'demo/labels.png').stat().st_size>10_000
+    again = imagesim('demo', '--root', 'demo', '--size', '4', timeout=280)
+    assert again.returncode==0 and made()==before
+
+def test_from_the_map_to_a_dataset(imagesim, bucket, tmp_path):
+    env = dict(IMAGESIM_DATA_ROOT=str(tmp_path/'data'), IMAGESIM_BUCKET=bucket)
+    run = lambda *args: imagesim(*args, env=env)
+    assert run('synth', '--root', 'data', '--size', '4', '--dates', '1').returncode==0 and run('chip', '--virtual').returncode==0
+    p = run('labels', 'build')
+    assert p.returncode==1 and 'imagesim osm' in p.stdout and '1 failed' in p.stdout # nothing fetched yet, and that is what it says
+    assert run('osm', '--source', 'data/osm/synthetic.osm.pbf').returncode==0
+    p = run('labels', 'build')
+    assert p.returncode==0 and '1 cell done' in p.stdout, p.stderr
+    p = run('labels', 'why')
+    assert p.returncode==0 and all(c in p.stdout for c in ('houses','railway','bare'))
+    p = run('labels', 'stats', '--figure', 'labels.png')
+    assert p.returncode==0 and 'forest' in p.stdout and (tmp_path/'labels.png').stat().st_size>10_000
+    p = run('dataset', 'make', 'first', '--split', 'train=0.5', '--split', 'test=0.5', '--cap', 'forest=5')
+    assert p.returncode==0 and 'made: ' in p.stdout, p.stderr
+    assert 'was there already' in run('dataset', 'make', 'first', '--split', 'train=0.5', '--split', 'test=0.5', '--cap', 'forest=5').stdout
+    assert run('dataset', 'make', 'second', '--split', 'train=0.5', '--split', 'test=0.5', '--keep-newer').returncode==0
+    assert len(run('dataset', 'list').stdout.splitlines())==3
+    assert run('dataset', 'show', 'first').returncode==0 and run('dataset', 'diff', 'first', 'second').returncode==0
+    assert run('dataset', 'push', 'first').returncode==0
+    p = run('dataset', 'pull', 'first', '--out', 'elsewhere')
+    assert p.returncode==0 and len(list((tmp_path/'elsewhere').rglob('manifest.json')))==1
+    next((tmp_path/'elsewhere').rglob('sparse.csv')).write_text('tampered')
+    assert run('dataset', 'verify', 'first', '--out', 'elsewhere').returncode==1
+    for args in ('make','../x'), ('make','x','--split','train'), ('show','nothing'):
+        p = run('dataset', *args)
+        assert one_error_line(p), (args, p.stderr)
 
 def test_chip_and_nodata_as_the_users_spell_them(imagesim, tmp_path):
     assert imagesim('synth', '--root', 'data', '--size', '2', '--dates', '1').returncode==0
