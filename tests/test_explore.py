@@ -11,13 +11,13 @@ from imagesim.ard import Cell, find_tiles, reproject
 from imagesim.chip import chip_ard
 from imagesim.classes import read_schema
 from imagesim.element import OSM_CREDIT, osm_path, write_osm
-from imagesim.explore import (LabelFrame, chips_at, chips_of_class, class_colours, count_labels, coverage, draw_osm, edge_field, estimate_offset, explore_map, find_peak,
-    label_cooccurrence, label_correlation, label_distribution, label_frame, label_places, label_rarity, labels_of, offset_table, place_states, shift_surface, tag_counts,
+from imagesim.explore import (LabelFrame, chips_at, chips_of_class, class_colours, count_labels, coverage, draw_osm, explore_map, label_cooccurrence, label_correlation, label_distribution, label_frame, label_places, label_rarity, labels_of, place_states, tag_counts,
     visualize_class_map, visualize_classes_per_place, visualize_cooccurrence, visualize_coverage, visualize_image, visualize_label_corr, visualize_label_dist,
-    visualize_offset, visualize_tags)
+    visualize_tags)
 from imagesim.extract import extract_cells
 from imagesim.feature import cell_elements, read_osm
 from imagesim.infra import CorruptError, InputError, MissingError, join, write_bytes
+from imagesim.offset import edge_field, estimate_offset, find_peak, offset_table, shift_surface, visualize_offset
 from imagesim.read import ChipStore
 from imagesim.synth import make_delivery
 
