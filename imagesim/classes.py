@@ -398,16 +398,18 @@ def _asked(f:Filter)->dict[str,frozenset]:
     for g in f.all: out |= _asked(g)
     return out
 
+def _alternatives(f:Filter)->tuple:
+    "List the filters, any one of which is enough, where a filter is no more than that; else itself"
+    bare = not (f.tags or f.geometry or f.area_m2 or f.length_m or f.within or f.all or f.none)
+    return f.any if bare and f.any else (f,)
+
 def _never(f:Filter)->str:
     "Say why no feature can meet a filter; '' where one can"
     need = _asked(f)
-    for no in f.none:
-        rest = no.any or (no,)
-        for g in rest:
-            bare = not (g.geometry or g.area_m2 or g.length_m or g.within or g.all or g.any or g.none)
-            hit = lambda t: t.there is True and t.key in need or t.key in need and not t.patterns and need[t.key]<=t.values
-            if bare and g.tags and all(hit(t) for t in g.tags) and rest!=(no,) or bare and g.tags and all(hit(t) for t in g.tags) and no==g:
-                return f'what it asks for ({_test_words(g.tags[0])}) is ruled out by none'
+    covers = lambda t: t.key in need and (t.there is True or bool(t.values) and need[t.key]<=t.values)
+    for g in (g for no in f.none for g in _alternatives(no)):
+        only_tags = g.tags and not (g.geometry or g.area_m2 or g.length_m or g.within or g.all or g.any or g.none)
+        if only_tags and all(map(covers, g.tags)): return f'what it asks for ({_test_words(g.tags[0])}) is ruled out by none'
     inner = [(g,_never(g)) for g in f.all]
     if why := next((w for _,w in inner if w), ''): return why
     if f.any and all(_never(g) for g in f.any): return _never(f.any[0])

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['EDGE_M', 'NEVER', 'TRUSTED_M2', 'TRUSTED_STEP_M', 'COVER_PARTS', 'ROADS', 'STREETS', 'WAYS', 'VERGES', 'DEAD_ENDS',
-           'BUILDINGS', 'OPEN', 'LOOSE', 'STREET_M', 'LINED', 'SAMPLE_M', 'NEAR_M', 'YARD_M', 'VERGE_M', 'GAP',
-           'GAP_PARTS', 'PRESENT', 'ABSENT', 'UNMAPPED', 'LABELS_VERSION', 'WHY_COLUMNS', 'area_grid', 'length_grid',
-           'count_grid', 'disjoint', 'PlaceGrid', 'measure_classes', 'touched', 'newest_touch', 'trusted', 'uncovered',
-           'around', 'Streets', 'CellLabels', 'class_states', 'knowledge', 'label_features', 'labels_path',
-           'label_cell', 'osm_cells', 'label_places', 'labels_meta', 'read_labels', 'labels_of', 'WhyTable', 'why',
-           'drop_test', 'label_ruler']
+           'BUILDINGS', 'OPEN', 'LOOSE', 'JOIN_M', 'EVIDENCE_KEYS', 'STREET_M', 'LINED', 'SAMPLE_M', 'NEAR_M', 'YARD_M',
+           'VERGE_M', 'GAP', 'GAP_PARTS', 'PRESENT', 'ABSENT', 'UNMAPPED', 'LABELS_VERSION', 'WHY_COLUMNS', 'area_grid',
+           'length_grid', 'count_grid', 'disjoint', 'PlaceGrid', 'measure_classes', 'touched', 'newest_touch',
+           'trusted', 'uncovered', 'around', 'Streets', 'CellLabels', 'class_states', 'knowledge', 'label_features',
+           'labels_path', 'label_cell', 'osm_cells', 'label_places', 'labels_meta', 'read_labels', 'labels_of',
+           'WhyTable', 'why', 'drop_test', 'label_ruler']
 
 # %% ../nbs/03b_labels.ipynb #2284d226
 import io
@@ -100,6 +100,28 @@ def area_grid(
     over = np.bincount(at, run, minlength=layers*nx*(ny+1)).reshape(layers,nx,ny+1)
     above = np.cumsum(over[:,:,::-1], axis=2)[:,:,::-1] # edges in this row or a higher one: the rows below them are full
     return own[:,:,:ny]+above[:,:,1:]*np.diff(ys)
+
+# %% ../nbs/03b_labels.ipynb #cb7800fc
+def _polygon_edges(areas:np.ndarray, owner:np.ndarray): # starts (n,2), ends (n,2), owner (n,), weight (n,): 1 or -1
+    "Take areas apart into edges that, weighted, run clockwise round outlines and the other way round holes"
+    parts, which = shapely.get_parts(areas, return_index=True)
+    rings, part = shapely.get_rings(parts, return_index=True)
+    outer = np.r_[True, part[1:]!=part[:-1]][:len(part)]
+    xy, ring = shapely.get_coordinates(rings, return_index=True)
+    same = ring[1:]==ring[:-1]
+    a, b, ring = xy[:-1][same], xy[1:][same], ring[:-1][same]
+    mid = xy.mean(0) if len(xy) else np.zeros(2) # sums of products near 0 are exact
+    (ax,ay), (bx,by) = (a-mid).T, (b-mid).T
+    turn = np.bincount(ring, ax*by-bx*ay, minlength=len(rings))
+    weight = np.where(turn>0, -1., 1.)*np.where(outer, 1., -1.)
+    return a, b, owner[which[part[ring]]], weight[ring]
+
+def _line_edges(lines:np.ndarray, owner:np.ndarray): # starts, ends, owner
+    "Take lines apart into edges"
+    parts, which = shapely.get_parts(lines, return_index=True)
+    xy, line = shapely.get_coordinates(parts, return_index=True)
+    same = line[1:]==line[:-1]
+    return xy[:-1][same], xy[1:][same], owner[which[line[:-1][same]]]
 
 # %% ../nbs/03b_labels.ipynb #5690e467
 def length_grid(
@@ -275,7 +297,8 @@ _settled = 'residential', 'industrial', 'commercial', 'retail', 'farmyard', 'gar
 OPEN = Filter(geometry=('area',), none=(_tag('building'), _tag('boundary')), any=(_tag('natural'), _tag('waterway'), _tag('highway'), _tag('place', 'square'), _tag('amenity', 'parking', 'grave_yard'),
     Filter(tags=(TagTest('leisure', there=True),), none=(_tag('leisure', 'sports_centre', 'nature_reserve', 'resort', 'stadium'),)),
     Filter(tags=(TagTest('landuse', there=True),), none=(_tag('landuse', *_settled),)))) # no buildings are expected there
-LOOSE = 1 # more road ends than this around a place say that a road is missing
+LOOSE, JOIN_M = 1, 2. # more road ends than this around a place say that a road is missing; an end within JOIN_M of another way is none
+EVIDENCE_KEYS = set().union(*(f.keys() for f in (ROADS, STREETS, WAYS, VERGES, DEAD_ENDS, BUILDINGS, OPEN)))
 STREET_M, LINED, SAMPLE_M, NEAR_M = 300., 0.6, 25., 20. # metres of street around a place, share of them with a building within NEAR_M, of samples every SAMPLE_M
 YARD_M, VERGE_M, GAP, GAP_PARTS = 15., 3., 0.05, 16     # ground that is not open, further than this from any building and road, is a gap: a building may be missing
 
@@ -293,9 +316,9 @@ class Streets:
         self.street_m, self.road_m = self.metres(streets), self.metres(roads)
         self.road_rows = np.flatnonzero(roads)
         self.buildings = np.flatnonzero(BUILDINGS.where(index))
-        self.yards = shapely.buffer(self.shapes[self.buildings], YARD_M, quad_segs=2)
+        self.yards = shapely.buffer(self.shapes[self.buildings], YARD_M, quad_segs=1)
         fields = self.shapes[OPEN.where(index)]
-        self.built = 1-np.maximum(self.cover(fields[trusted(fields)]), self.cover(shapely.buffer(self.shapes[VERGES.where(index)], VERGE_M, quad_segs=2)))
+        self.built = 1-np.maximum(self.cover(fields[trusted(fields)]), self.cover(shapely.buffer(self.shapes[VERGES.where(index)], VERGE_M, quad_segs=1)))
         self.samples = self.sample(self.shapes[streets])
         self.total = self.count(self.samples)
         self.ends, self.joins = self.junctions(np.flatnonzero(roads), np.flatnonzero(WAYS.where(index)), DEAD_ENDS.where(index))
@@ -345,14 +368,9 @@ def junctions(self:Streets, roads:np.ndarray, ways:np.ndarray, dead:np.ndarray)-
     ends, road = np.r_[xy[first[~ring]], xy[last[~ring]]].reshape(-1,2), np.tile(roads[line[first[~ring]]], 2)
     keep = ~np.isin(point(ends), point(shapely.get_coordinates(self.shapes[dead]).reshape(-1,2)))
     ends, road = ends[keep], road[keep]
-    at, way = shapely.get_coordinates(self.shapes[ways], return_index=True)
-    order = np.argsort(point(at), kind='stable')
-    spot, way = point(at)[order], ways[way[order]]
-    lo, hi = np.searchsorted(spot, point(ends), 'left'), np.searchsorted(spot, point(ends), 'right')
-    end = np.repeat(np.arange(len(ends)), hi-lo)
-    found = way[np.arange(len(end))-np.repeat(np.cumsum(hi-lo)-(hi-lo), hi-lo)+np.repeat(lo, hi-lo)]
-    other = found!=road[end]
-    return ends, (end[other], found[other])
+    end, way = shapely.STRtree(self.shapes[ways]).query(shapely.points(ends), predicate='dwithin', distance=JOIN_M)
+    other = ways[way]!=road[end]
+    return ends, (end[other], ways[way][other])
 
 @patch
 def loose(self:Streets,
@@ -439,7 +457,7 @@ def label_features(
 )->CellLabels:
     "Label the places of a cell from its features"
     schema, grid = read_schema(schema), PlaceGrid(cell)
-    index = schema.index(gdf, also=('highway','building','tunnel','noexit','landuse','natural','waterway','place','amenity','leisure','boundary'))
+    index = schema.index(gdf, also=EVIDENCE_KEYS)
     hits = schema.match(index)
     measures = measure_classes(schema, gdf, grid, hits)
     streets = Streets(index, grid)
@@ -477,7 +495,7 @@ def table(self:CellLabels)->pa.Table:
     for i,(c,state) in enumerate(zip(self.schema, self.states)):
         cols[c.name] = pa.array(self.measures[0,i].astype('f4'))
         cols[f'{c.name}_state'] = pa.array(state, mask=state==UNMAPPED)
-        cols[f'{c.name}_newest'] = pa.array(self.newest[i], pa.int64(), mask=self.newest[i]==NEVER).cast(pa.timestamp('s'))
+        cols[f'{c.name}_newest'] = pa.array(self.newest[i], pa.int64(), mask=self.newest[i]==NEVER).cast(pa.timestamp('s')).cast(pa.timestamp('ms')) # Parquet knows no seconds
     return pa.table(cols)
 
 # %% ../nbs/03b_labels.ipynb #bc46ec51
@@ -502,7 +520,7 @@ def _is_done(path:str, mark:str)->bool:
 
 def label_cell(job:_Job)->dict: # class -> number of places where it is present
     "Label one cell and write it down"
-    if not exists(job.osm): raise MissingError(f'{job.osm}: there is none; fetch it with `imagesim osm fetch`, or name another folder with osm_root')
+    if not exists(job.osm): raise MissingError(f'{job.osm}: there is none; fetch it (imagesim osm), or name another folder with osm_root')
     mark = fingerprint(file_info(job.osm), job.schema.hash, LABELS_VERSION)
     if _is_done(job.dest, mark): raise Skip('up to date')
     labels = label_features(read_osm(job.osm), job.schema, job.cell)
@@ -601,16 +619,15 @@ def labels_of(
     classes = labels.attrs.get('classes') or [c.removesuffix('_state') for c in labels if c.endswith('_state')]
     out = _chip_table(chips)
     out.insert(1, 'place', [parse_chip(c).cell.id for c in out.chip])
-    at = pd.Index(labels['place']).get_indexer(out['place'])
-    rest = labels.drop(columns='place').take(np.maximum(at,0)).reset_index(drop=True)
-    rest[at<0] = np.nan if not len(rest) else rest[at<0].map(lambda v: None) # a place without labels
+    rest = labels.set_index('place').reindex(out['place']).reset_index(drop=True) # nothing, for a place without labels
+    missing = int((~out['place'].isin(labels['place'])).sum())
     out, newer = pd.concat([out, rest], axis=1), {}
     day_end = out['date']+np.where(out['date']==out['date'].dt.normalize(), np.timedelta64(86399,'s'), np.timedelta64(0,'s')) # a day alone lasts until its end
     for c in classes:
         late = (out[f'{c}_newest']>day_end).to_numpy(bool)
         newer[c] = int((late & out[f'{c}_state'].notna()).sum())
         out.loc[late, f'{c}_state'] = pd.NA
-    out.attrs = {**labels.attrs, 'newer':newer, 'without labels':int((at<0).sum())}
+    out.attrs = {**labels.attrs, 'newer':newer, 'without labels':missing}
     return out
 
 # %% ../nbs/03b_labels.ipynb #c365309b
@@ -667,7 +684,7 @@ def _osm_files(source, zone:int|None=None)->list[tuple]: # (path, cell)
         if cell is None: raise InputError(f'{source}: its folders do not tell the cell; keep it as <zone>/<quadkey>/{OSM_FILE}')
         return [(str(source), cell)]
     found = [(f.path, c) for f in list_files(source, OSM_FILE) if (c := path_cell(f.path)) and zone in (None, c.zone)]
-    if not found: raise MissingError(f'{source}: no {OSM_FILE} in it' + (f' for zone {zone}' if zone else '') + '; fetch it with `imagesim osm fetch`')
+    if not found: raise MissingError(f'{source}: no {OSM_FILE} in it' + (f' for zone {zone}' if zone else '') + '; fetch it (imagesim osm)')
     return found
 
 def why(
@@ -704,7 +721,7 @@ def drop_test(
     for _ in range(draws):
         blank = np.isin(block, rng.permutation(n)[:max(1,round(share*n))])
         for i,c in enumerate(L.schema):
-            gone = blank & (states[i]==PRESENT)
+            gone = (blank | (c.kind not in ('road','building'))) & (states[i]==PRESENT) # for the others it makes no difference which blocks, so all are tried
             rows[c.name]['present'] += int(gone.sum())
             if gone.any(): rows[c.name]['false_absent'] += int((gone & _known_without(L, i, blank)).sum())
     for i,c in enumerate(L.schema):
