@@ -59,7 +59,8 @@ def step(what:str, root:str):
         said = f'{r.shape[0]} x {r.shape[1]}'
     seconds = time.perf_counter()-t
     high = int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])/1024
-    print(json.dumps(dict(seconds=seconds, peak=max(high, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/1024), said=said)))
+    use = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps(dict(seconds=seconds, cpu=use.ru_utime+use.ru_stime, peak=max(high, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/1024), said=said)))
 
 def measure(what:str, root:Path)->dict:
     run = subprocess.run([sys.executable, __file__, '--step', what, str(root)], capture_output=True, text=True, env={**os.environ, 'IMAGESIM_PROC':'2'})
@@ -72,7 +73,7 @@ def bench(root:Path, chips:int)->list:
     took = time.perf_counter()-t
     steps = ['dataset, plain', 'dataset', 'dataset, again', 'verify']+[k for k,f in LOOKING if _has(f)]
     found = {s:measure(s, root) for s in steps}
-    table(f'{n:,} chips x 13 classes (generated in {took:.0f} s)', [('', 'seconds', 'chips/s', 'peak MB', ''), *((s, f'{r["seconds"]:.1f}', f'{n/r["seconds"]:,.0f}', f'{r["peak"]:,.0f}', r['said']) for s,r in found.items())])
+    table(f'{n:,} chips x 13 classes (generated in {took:.0f} s)', [('', 'seconds', 'CPU s', 'chips/s', 'peak MB', ''), *((s, f'{r["seconds"]:.1f}', f'{r["cpu"]:.1f}', f'{n/r["seconds"]:,.0f}', f'{r["peak"]:,.0f}', r['said']) for s,r in found.items())])
     four = [found[s] for s in ('dataset', *(k for k,_ in LOOKING)) if s in found]
     print(f'  distribution, correlation, co-occurrence and a dataset: {sum(r["seconds"] for r in four):.0f} s, peak {max(r["peak"] for r in four):,.0f} MB')
     return [(s, r['peak']) for s,r in found.items()]

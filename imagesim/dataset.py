@@ -10,7 +10,6 @@ __all__ = ['INVENTED', 'SEASONS', 'VIEWS', 'BLOCKS_EACH', 'FORM', 'FILES', 'SPLI
 
 # %% ../nbs/04a_dataset.ipynb #e0b73dc7
 import contextlib, csv, fcntl, hashlib, math, os, re, shutil, tempfile, uuid
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date as Date, datetime, timezone
@@ -21,11 +20,11 @@ import numpy as np, orjson, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import patch
 
 import imagesim
-from .ard import ARD_LEVEL, CHIP_LEVEL, GRID_M, Cell, _as_geometry, _parse_day, _transformer, check_catalog_id, read_tile_table
+from .ard import ARD_LEVEL, CHIP_LEVEL, GRID_M, Cell, _as_geometry, _parse_day, _transformer, read_tile_table
 from .classes import ClassSchema, read_schema, schema_names
-from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, StorageError, Summary, _suggest, atomic_path, copy_file,
-    exists, file_info, fingerprint, is_dir, is_remote, join, list_dirs, list_files, map_items, one_line, progress, read_bytes, read_json, relative_path,
-    safe_relative, storage_errors, write_bytes, write_json)
+from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, StorageError, _suggest, atomic_path, copy_file, exists,
+    file_info, fingerprint, get_settings, is_dir, is_remote, join, list_dirs, list_files, map_items, one_line, progress, read_json, relative_path,
+    safe_relative, storage_errors, write_json)
 from .nodata import read_nodata_index
 from .read import INDEX_SCHEMA, ChipIndex, index_path, index_root, write_chip_index
 
@@ -42,7 +41,8 @@ def _check_classes(
         if not isinstance(c, str) or not c.strip() or c!=c.strip(): raise InputError(f'class name {c!r} is no name; use text without blanks at its ends')
         if any(ord(o)<32 or ord(o)==127 for o in c): raise InputError(f'class name {c!r} holds a line break or another control character')
         if c.lower() in _reserved: raise InputError(f'a class can not be called {c!r}: that is a column of the tables; rename it in the schema')
-        if (other := seen.setdefault(c.lower(), c)) is not c: raise InputError(f'classes {other!r} and {c!r} differ in case at most; tables in SQL could not tell them apart')
+        if c.lower() in seen: raise InputError(f'classes {seen[c.lower()]!r} and {c!r} differ in case at most; tables in SQL could not tell them apart')
+        seen[c.lower()] = c
     return classes
 
 # %% ../nbs/04a_dataset.ipynb #37984b35
@@ -80,7 +80,7 @@ def _sparse_frame(table:pd.DataFrame, classes)->pd.DataFrame:
                 if out[r,at[c]]: raise InputError(f'{name!r} has the class {c!r} twice')
                 out[r,at[c]] = state
     cols = {c:pd.arrays.IntegerArray(np.maximum(out[:,i],0), out[:,i]==-1) for i,c in enumerate(classes)}
-    return pd.DataFrame(dict(Feature=table.Feature.astype(object).to_numpy())).assign(**{}).join(pd.DataFrame(cols))
+    return pd.DataFrame(dict(Feature=table.Feature.astype(object).to_numpy()) | cols)
 
 # %% ../nbs/04a_dataset.ipynb #d0b258ae
 @contextlib.contextmanager
@@ -94,12 +94,16 @@ def _duck(
     tmp = tempfile.mkdtemp(prefix='.duck-', dir=where)
     con = None
     try:
-        con = duckdb.connect(os.path.join(tmp, 'work.duckdb'), config=dict(memory_limit=memory, threads=threads or 2, temp_directory=os.path.join(tmp, 'spill'),
-            autoinstall_known_extensions='false', preserve_insertion_order='true'))
+        try:
+            con = duckdb.connect(os.path.join(tmp, 'work.duckdb'), config=dict(memory_limit=memory, threads=threads or 2,
+                temp_directory=os.path.join(tmp, 'spill'), autoinstall_known_extensions='false', preserve_insertion_order='true'))
+        except duckdb.Error as e: raise InputError(f'memory={memory!r}, threads={threads!r}: {one_line(e)[:200]}') from None
         con.execute('SET enable_progress_bar=false')
         yield con
-    except duckdb.OutOfMemoryException as e: raise ImagesimError(f'DuckDB needs more than {memory} of memory or disk ({one_line(e)[:200]}); raise memory=') from None
-    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException, duckdb.InternalException) as e: raise CorruptError(f'a table can not be read: {one_line(e)[:400]}') from None
+    except duckdb.OutOfMemoryException as e:
+        raise StorageError(f'DuckDB needs more than {memory} of memory, or more disk ({one_line(e)[:200]}); raise memory=, or make room') from None
+    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException, duckdb.InternalException) as e:
+        raise CorruptError(f'a table can not be read: {one_line(e)[:400]}') from None
     finally:
         if con: con.close()
         shutil.rmtree(tmp, ignore_errors=True)
@@ -142,7 +146,8 @@ def _source(path:str, form:str, classes:list[str])->str:
     n = len(classes)
     if path.endswith('.csv'):
         cols = {'f':'VARCHAR', **({f'c{i}':'VARCHAR' for i in range(n)} if form=='sparse' else dict(p='VARCHAR', u='VARCHAR'))}
-        src = f"read_csv({_files([path])}, header=false, skip=1, delim=',', quote='\"', escape='\"', auto_detect=false, nullstr='', columns={{{', '.join(f'{_text(k)}:{_text(v)}' for k,v in cols.items())}}})"
+        typed = ', '.join(f'{_text(k)}:{_text(v)}' for k,v in cols.items())
+        src = f"""read_csv({_files([path])}, header=false, skip=1, delim=',', quote='"', escape='"', auto_detect=false, nullstr='', columns={{{typed}}})"""
         if form=='dense': return f"""(SELECT f, from_json(p, '["VARCHAR"]') AS p, from_json(u, '["VARCHAR"]') AS u FROM {src})"""
     else: src = f"read_parquet({_files([path])}) AS t(f, {', '.join(f'c{i}' for i in range(n)) if form=='sparse' else 'p, u'})"
     return f'(SELECT * FROM {src})'
@@ -168,7 +173,8 @@ def _dense_sql(classes:list[str], src:str)->str:
 
 def _sparse_sql(classes:list[str], src:str)->str:
     "Turn columns f, p, u into Feature and a column a class"
-    cols = (f'CASE WHEN list_contains(p, {_text(c)}) THEN 1::TINYINT WHEN list_contains(u, {_text(c)}) THEN NULL ELSE 0::TINYINT END AS {_name(c)}' for c in classes)
+    state = lambda c: f'CASE WHEN list_contains(p, {_text(c)}) THEN 1::TINYINT WHEN list_contains(u, {_text(c)}) THEN NULL ELSE 0::TINYINT END'
+    cols = (f'{state(c)} AS {_name(c)}' for c in classes)
     return f'SELECT f AS "Feature", {", ".join(cols)} FROM {src}'
 
 def _copy(con, sql:str, path:str, form:str, note:dict|None=None, rows:int=122_880):
@@ -189,8 +195,10 @@ def _convert(path, out, form:str, classes, memory:str)->str: # Where the result 
         src = _source(p, have, names)
         _check_source(con, src, have, names)
         final = tmp+('.csv' if str(out).endswith('.csv') else '.parquet')
-        if have==form: sql = f'SELECT f AS "Feature", {", ".join(f"c{i}::DOUBLE::TINYINT AS {_name(c)}" for i,c in enumerate(names))} FROM {src}' if form=='sparse' else f'SELECT f AS "Feature", p AS present, u AS unmapped FROM {src}'
-        else: sql = _dense_sql(names, src.replace('SELECT *', f'SELECT f, {", ".join(f"c{i}::DOUBLE::TINYINT AS c{i}" for i in range(len(names)))}', 1)) if form=='dense' else _sparse_sql(names, src)
+        if have=='sparse': src = f'(SELECT f, {", ".join(f"c{i}::DOUBLE::TINYINT AS c{i}" for i in range(len(names)))} FROM {src})' # 1.0 and "1" are 1
+        plain = ', '.join(f'c{i} AS {_name(c)}' for i,c in enumerate(names)) if form=='sparse' else 'p AS present, u AS unmapped'
+        if have==form: sql = f'SELECT f AS "Feature", {plain} FROM {src}'
+        else: sql = (_dense_sql if form=='dense' else _sparse_sql)(names, src)
         try:
             _copy(con, sql, final, form, dict(classes=names))
             os.replace(final, tmp)
@@ -237,8 +245,11 @@ def read_labels_table(
         src = _source(p, form, names)
         _check_source(con, src, form, names)
         t = con.sql(f'SELECT * FROM {src}').to_arrow_table()
-    if form=='dense': return _with_classes(pd.DataFrame(dict(zip(['Feature','present','unmapped'], ([*map(lambda o: o or [], c.to_pylist())] if i else c.to_pylist() for i,c in enumerate(t.columns))))), names)
-    return pd.DataFrame({'Feature':t['f'].to_pylist(), **{c:pd.Series(pd.to_numeric(t[f'c{i}'].to_pandas(), errors='coerce').astype('Float64')).astype('Int8') for i,c in enumerate(names)}})
+    if form=='dense':
+        lists = {k:pd.Series([o or [] for o in t[s].to_pylist()], dtype=object) for k,s in (('present','p'),('unmapped','u'))}
+        return _with_classes(pd.DataFrame(dict(Feature=t['f'].to_pylist()) | lists), names)
+    column = lambda i: pd.to_numeric(t[f'c{i}'].to_pandas(), errors='coerce').astype('Float64').astype('Int8')
+    return pd.DataFrame({'Feature':t['f'].to_pylist(), **{c:column(i) for i,c in enumerate(names)}})
 
 # %% ../nbs/04a_dataset.ipynb #3b016284
 INVENTED = dict(cropland=.38, forest=.27, grass=.2, houses=.16, bare=.06, industry_retail=.04, water=.05, major_road=.08, orchard_vineyard=.03,
@@ -267,8 +278,8 @@ def _invented_labels(cell:Cell, classes:dict, level:int, seed:int, unmapped:floa
 
 # %% ../nbs/04a_dataset.ipynb #20550b28
 def grid_numbers(
-    places:Iterable[str] # Cell ids of one level, 'Z33-0313…'; chip names do as well, if `level` is given
-,   level:int|None=None # Digits to read; all when None
+    places:Iterable[str], # Cell ids of one level, 'Z33-0313…'; chip names do as well, if `level` is given
+    level:int|None=None # Digits to read; all when None
 )->tuple[np.ndarray,np.ndarray,np.ndarray,int]: # zone, column from the west, row from the north (all int64), level
     "Read many addresses of one level at once"
     a = np.asarray(places, dtype='S') if len(places) else np.zeros(0, f'S{4+(level or 1)}')
@@ -334,7 +345,8 @@ def _index_folder(chips, level:int)->str:
     "Find the chip index of a folder of chips"
     for p in (join(chips, f'z{level}'), join(index_root(chips), f'z{level}')):
         if is_dir(p): return p
-    raise MissingError(f'{chips}: no chip index of level {level} in it (index/z{level}); run `imagesim chip`, or pass a no-data index or a list of chip names')
+    raise MissingError(f'{chips}: no chip index of level {level} in it (index/z{level}); '
+                       'run `imagesim chip`, or pass a no-data index or a list of chip names')
 
 def _given_chips(chips, level:int)->pa.Table:
     "Make a table of chips whose names are all we have"
@@ -370,7 +382,7 @@ def _label_head(path:str)->dict: # schema, schema_hash, classes, attribution
     if lost or 'place' not in head.names: raise CorruptError(f'not a label table: it lacks the columns of {lost[0] if lost else "place"!r}')
     return note
 
-def _labels_sql(path:str, classes:list[str], note:list[str]|None=None)->str:
+def _labels_sql(path:str, classes:list[str])->str:
     "Write the SQL that reads labels as place, s0, n0, s1, n1, …: state and day of the newest feature, a class"
     cols = (f'{_name(c+"_state")}::TINYINT AS s{i}, {_name(c+"_newest")}::DATE AS n{i}' for i,c in enumerate(classes))
     return f'SELECT place::VARCHAR AS place, {", ".join(cols)} FROM read_parquet({_files([path])})'
@@ -438,7 +450,9 @@ def _find_inputs(chips, labels, schema, tiles, level:int, tmp:str)->_Inputs:
     else:
         given = _given_chips(chips, level)
         by_cell = dict.fromkeys(sorted({c[:4+ARD_LEVEL] for c in given['chip'].to_pylist()}))
-    if not by_cell: raise InputError(f'{chips}: no chip index that can be read; run `imagesim chip`' + (f' ({problems[0][0]}: {problems[0][1]})' if problems else ''))
+    if not by_cell:
+        why = f' ({problems[0][0]}: {problems[0][1]})' if problems else ''
+        raise InputError(f'{chips}: no chip index that can be read; run `imagesim chip`{why}')
     return _find_labels(SimpleNamespace(chips=by_cell, given=given, problems=problems), labels, schema, _tile_facts(tiles), level, tmp)
 
 # %% ../nbs/04a_dataset.ipynb #7fa4d946
@@ -454,7 +468,8 @@ def _find_labels(have, labels, schema, tiles, level:int, tmp:str)->_Inputs:
     head = next(iter(heads.values()))
     for c,h in heads.items():
         if (h['schema_hash'],h['classes'])!=(head['schema_hash'],head['classes']):
-            raise InputError(f"the labels of {c} are of schema {h['schema']!r} ({h['schema_hash']}), those of {next(iter(heads))} of {head['schema']!r} ({head['schema_hash']}); run `imagesim labels build` for all")
+            raise InputError(f"the labels of {c} are of schema {h['schema']!r} ({h['schema_hash']}), those of {next(iter(heads))} of {head['schema']!r} "
+                             f"({head['schema_hash']}); run `imagesim labels build` for all")
     credits = sorted({h['attribution'] for h in heads.values() if h.get('attribution')})
     return _Inputs(have.chips, by_cell, have.given, _check_classes(head['classes']), _schema_facts(schema, head), tiles, level, credits, have.problems)
 
@@ -462,7 +477,9 @@ def _tile_facts(tiles)->pd.DataFrame|None: # tile, sensor, cloud, view, day
     "Take what is needed of a tile table"
     if tiles is None: return None
     t = tiles if isinstance(tiles, pd.DataFrame) else read_tile_table(tiles)
-    t = pd.DataFrame(dict(tile=t.tile.astype(str), sensor=t.sensor.astype(object), cloud=t.cloud_share.astype(float), view=t.off_nadir.astype(float), day=pd.to_datetime(t.date)))
+    if lost := [c for c in ('tile','sensor','cloud_share','off_nadir','date') if c not in t]: raise InputError(f'tiles is no tile table: no column {", ".join(lost)}')
+    t = pd.DataFrame(dict(tile=t.tile.astype(str), sensor=t.sensor.astype(object).where(t.sensor.notna(), None), cloud=t.cloud_share.astype(float),
+                          view=t.off_nadir.astype(float), day=pd.to_datetime(t.date)))
     return t.sort_values(['tile','day']).drop_duplicates('tile', ignore_index=True)
 
 # %% ../nbs/04a_dataset.ipynb #d759521a
@@ -490,8 +507,8 @@ def _names(q, *names):
 def _number(q, name, least, most):
     v = q[name]
     if v is None: return
-    if isinstance(v, bool) or not isinstance(v, int) and name!='max_off_nadir' or not isinstance(v, (int,float)) or not least<=v<=most:
-        raise InputError(f'{name} is {v!r}; it is a number from {least} to {most}')
+    kinds = (int,float) if name=='max_off_nadir' else int
+    if isinstance(v, bool) or not isinstance(v, kinds) or not least<=v<=most: raise InputError(f'{name} is {v!r}; it is a {"" if kinds!=int else "whole "}number from {least} to {most}')
 
 # %% ../nbs/04a_dataset.ipynb #1e3dc1fd
 def _split_shares(split)->dict[str,float]:
@@ -509,7 +526,7 @@ def _groups(q, name:str, classes, ok, what:str)->dict:
     for dim,wish in (q[name] or {}).items():
         if dim not in _dims: raise InputError(f'{name}: there is nothing to count by {dim!r}; {_suggest(str(dim), _dims)}')
         if name=='weights' and wish=='balanced': out[dim] = wish; continue
-        if not isinstance(wish, dict): raise InputError(f'{name}: {dim} is {wish!r}; pass a dict such as {{…: {what}}}' + (" or 'balanced'" if name=='weights' else ''))
+        if not isinstance(wish, dict): raise InputError(f'{name}: {dim} is {wish!r}; pass a dict, for each {dim} {what}' + (", or 'balanced'" if name=='weights' else ''))
         known = {'class':classes, 'season':[*SEASONS,'unknown'], 'off_nadir':[*VIEWS,'unknown']}.get(dim)
         for g,v in wish.items():
             if known and g not in known: raise InputError(f'{name}: there is no {dim} {g!r}; {_suggest(str(g), known)}')
@@ -545,6 +562,7 @@ def _checked(q:dict, classes:list[str])->dict:
     q['caps'] = _groups(q, 'caps', classes, lambda v: isinstance(v,int) and v>=0 or isinstance(v,float) and 0<=v<1, 'a number of chips, or a share below 1')
     q['quotas'] = _groups(q, 'quotas', classes, lambda v: isinstance(v,int) and v>=0, 'a number of chips')
     q['weights'] = _groups(q, 'weights', classes, lambda v: isinstance(v,(int,float)) and 0<v<1e6, 'a number above 0')
+    if isinstance(q['pinned'], Dataset): q['block_level'], q['pinned'] = q['block_level'] or q['pinned'].manifest['block_level'], _pins(q['pinned'])
     q['pinned'] = {Cell.parse(c).id:s for c,s in sorted((q['pinned'] or {}).items(), key=lambda o: str(o[0]))}
     if odd := [s for s in q['pinned'].values() if s not in q['split']]: raise InputError(f'pinned: there is no split {odd[0]!r}; {_suggest(str(odd[0]), q["split"])}')
     return q
@@ -586,7 +604,7 @@ def _area_sql(w:_Work)->str: # A condition
             x,y,epsg,places = _place_centres(c, level)
             lon,lat = _transformer(epsg, 4326).transform(x, y)
             w.con.execute('INSERT INTO inside SELECT NULL, unnest(?::VARCHAR[])', [places[shapely.contains_xy(g, lon, lat)].tolist()])
-    return 'NOT (left(chip, 16) IN (SELECT cell FROM inside WHERE cell IS NOT NULL) OR left(chip, {}) IN (SELECT place FROM inside WHERE place IS NOT NULL))'.format(4+level)
+    return f'NOT (left(chip, 16) IN (SELECT cell FROM inside WHERE cell IS NOT NULL) OR left(chip, {4+level}) IN (SELECT place FROM inside WHERE place IS NOT NULL))'
 
 def _place_centres(cell:str, level:int):
     "Locate the places of a cell in the northern CRS of its zone"
@@ -604,7 +622,8 @@ def _limits(w:_Work)->list[tuple[str,str]]: # (reason, SQL condition), in order
     if q['catalog_ids']: out.append(('other catalog id', f'substr(tile, 18) NOT IN ({", ".join(map(_text, q["catalog_ids"]))})'))
     if q['sensors']: out += [('other sensor', f'coalesce(sensor, \'unknown\') NOT IN ({", ".join(map(_text, q["sensors"]))})')]
     out.append((f"seen to less than {say(q['min_valid'])}", f"coalesce(valid, 0) < {q['min_valid']!r}::FLOAT OR coalesce(valid, 0) = 0"))
-    for name,col,unknown,test in (('min_clear','clear','clear share unknown','clear to less than {}'), ('max_cloud','cloud','cloud of the tile unknown','tile with more than {} cloud'),
+    for name,col,unknown,test in (('min_clear','clear','clear share unknown','clear to less than {}'),
+                                  ('max_cloud','cloud','cloud of the tile unknown','tile with more than {} cloud'),
                                   ('max_off_nadir','view','off-nadir unknown','more than {} degrees off nadir')):
         if (v := q[name]) is not None: out += [(unknown, f'{col} IS NULL'), (test.format(say(v)), f'{col} {"<" if name=="min_clear" else ">"} {v!r}::FLOAT')]
     if not q['undated']: out.append(('date unknown', 'day IS NULL'))
@@ -617,13 +636,16 @@ def _batch_tables(w:_Work, cells:list[str]):
     "Make the tables `raw` (chips) and `lab` (labels) of some cells"
     L, con = 4+w.query['level'], w.con
     paths = [p for c in cells for p in w.inputs.chips[c] or ()]
-    src = f'SELECT chip, valid, clear, date, off_nadir FROM read_parquet({_files(paths)})' if paths else \
-          f'SELECT chip, valid, NULL::FLOAT AS clear, NULL::DATE AS date, NULL::FLOAT AS off_nadir FROM given WHERE left(chip, 16) IN ({", ".join(map(_text, cells))})'
-    con.execute(f'''CREATE OR REPLACE TEMP TABLE raw AS SELECT chip, left(chip, {L}) AS place, left(chip, 16)||substr(chip, {L+1}, length(chip)-{L+4}) AS tile,
-        valid::FLOAT AS valid, CASE WHEN isnan(clear) THEN NULL ELSE clear::FLOAT END AS clear, date, CASE WHEN isnan(off_nadir) THEN NULL ELSE off_nadir::FLOAT END AS off_nadir,
+    if paths: src = f'SELECT chip, valid, clear, date, off_nadir FROM read_parquet({_files(paths)})'
+    else: src = f"""SELECT chip, valid, NULL::FLOAT AS clear, NULL::DATE AS date, NULL::FLOAT AS off_nadir FROM given
+                    WHERE left(chip, 16) IN ({", ".join(map(_text, cells))})"""
+    known = lambda c: f'CASE WHEN isnan({c}) THEN NULL ELSE {c}::FLOAT END AS {c}'
+    con.execute(f'''CREATE OR REPLACE TEMP TABLE raw AS SELECT chip, left(chip, {L}) AS place,
+        left(chip, 16)||substr(chip, {L+1}, length(chip)-{L+4}) AS tile, valid::FLOAT AS valid, {known("clear")}, date, {known("off_nadir")},
         row_number() OVER (PARTITION BY chip ORDER BY valid DESC NULLS LAST, date, off_nadir) AS nth FROM ({src})''')
-    bad = w.one(f"SELECT chip, count(*) OVER () FROM raw WHERE NOT coalesce(regexp_full_match(chip, {_text(_chip_form(w.query['level']))}), false) LIMIT 1")
-    if bad: raise CorruptError(f"{bad[0]!r} ({bad[1]:,} in the index of {cells[0]} and others) is not the name of a chip of level {w.query['level']}; run `imagesim chip` again")
+    form, level = _text(_chip_form(w.query['level'])), w.query['level']
+    bad = w.one(f'SELECT chip, count(*) OVER () FROM raw WHERE NOT coalesce(regexp_full_match(chip, {form}), false) LIMIT 1')
+    if bad: raise CorruptError(f'{bad[0]!r} ({bad[1]:,} in the indexes of {cells[0]} to {cells[-1]}) is not the name of a chip of level {level}; run `imagesim chip` again')
     have = [(c,w.inputs.labels[c]) for c in cells if c in w.inputs.labels]
     none = 'SELECT NULL::VARCHAR AS place, '+', '.join(f'NULL::TINYINT AS s{i}, NULL::DATE AS n{i}' for i in range(len(w.classes)))+' WHERE false'
     con.execute('CREATE OR REPLACE TEMP TABLE lab AS '+(' UNION ALL '.join(_labels_sql(p, w.classes) for _,p in have) or none))
@@ -648,7 +670,8 @@ def _scan(w:_Work, batch:int=48):
     con.execute('CREATE TABLE tiles(tile VARCHAR, sensor VARCHAR, cloud DOUBLE, "view" DOUBLE, tile_day DATE)')
     if inp.tiles is not None:
         con.register('tile_frame', inp.tiles)
-        con.execute('INSERT INTO tiles SELECT tile, sensor, CASE WHEN isnan(cloud) THEN NULL ELSE cloud END, CASE WHEN isnan("view") THEN NULL ELSE "view" END, day::DATE FROM tile_frame')
+        con.execute("""INSERT INTO tiles SELECT tile, sensor, CASE WHEN isnan(cloud) THEN NULL ELSE cloud END,
+            CASE WHEN isnan("view") THEN NULL ELSE "view" END, day::DATE FROM tile_frame""")
     limits = _limits(w)
     w.funnel |= dict.fromkeys((r for r,_ in limits), 0)
     cells = sorted(inp.chips)
@@ -665,7 +688,8 @@ def _pass_batch(w:_Work, limits):
     state = lambda i: f"CASE WHEN s{i} NOT IN (0,1) THEN error('state of '||place||' is '||s{i}) WHEN {newer.format(i)} THEN NULL ELSE s{i} END"
     why = ' '.join(f'WHEN {sql} THEN {i}' for i,(_,sql) in enumerate(limits))
     w.con.execute(f'''CREATE OR REPLACE TEMP TABLE seen AS SELECT *, CASE {why} END AS why FROM (
-        SELECT raw.* EXCLUDE (off_nadir), sensor, cloud, coalesce(off_nadir, "view") AS "view", coalesce(date, tile_day) AS day, lab.place IS NOT NULL AS known, lab.* EXCLUDE (place)
+        SELECT raw.* EXCLUDE (off_nadir), sensor, cloud, coalesce(off_nadir, "view") AS "view", coalesce(date, tile_day) AS day,
+            lab.place IS NOT NULL AS known, lab.* EXCLUDE (place)
         FROM raw LEFT JOIN tiles ON raw.tile=tiles.tile LEFT JOIN lab ON raw.place=lab.place)''')
     for i,n in w.rows('SELECT why, count(*) FROM seen WHERE why IS NOT NULL GROUP BY 1'): w.funnel[limits[i][0]] += n
     w.con.execute(f'INSERT INTO cand SELECT chip, day, sensor, view, valid, clear, {", ".join(map(state, range(len(w.classes))))} FROM seen WHERE why IS NULL ORDER BY chip')
@@ -810,7 +834,8 @@ def spread_blocks(
 )->np.ndarray: # (blocks,) position of the split of each block
     "Deal blocks out so that every class gets its share in every split"
     shares, counts, rng = np.array(list(split.values())), np.asarray(counts, float), np.random.default_rng(seed)
-    if len(counts)<len(shares): raise InputError(f'{len(counts)} blocks can not make {len(shares)} splits; take smaller blocks (block_level), or a larger area')
+    if len(counts)<len(shares):
+        raise InputError(f'{len(counts)} blocks can not make {len(shares)} splits; take smaller blocks (block_level), or a larger area')
     used = [*np.flatnonzero(counts[:,:-1].any(0)), counts.shape[1]-1]
     counts, weights = counts[:,used], np.ones(len(used)) if weights is None else np.asarray(weights)[used]
     fixed = np.full(len(counts), -1) if fixed is None else fixed
@@ -856,7 +881,7 @@ def _sides(blocks:list[str], prio:np.ndarray)->dict[str,np.ndarray]: # direction
 def _gap_sql(level:int, block:int, gap:int)->str:
     "Ask whether a chip lies within `gap` places of a side that gives way"
     k, digit = level-block, lambda j: f'(ascii(substr(chip, {5+block+j}, 1))-48)'
-    if gap>2**k: raise InputError(f'a gap of {gap} places is more than a block of level {block} has ({2**k}); choose larger blocks or a smaller gap')
+    if gap>2**k: raise InputError(f'a gap of {gap} places is more than a block of level {block} has ({2**k}); take larger blocks or a smaller gap')
     xo, yo = ('('+' + '.join([f'({digit(j)}{op})*{2**(k-1-j)}' for j in range(k)] or ['0'])+')' for op in ('%2','//2'))
     near = dict(n=f'{yo}<{gap}', s=f'{yo}>={2**k-gap}', w=f'{xo}<{gap}', e=f'{xo}>={2**k-gap}')
     return ' OR '.join(f'({d} AND {" AND ".join(near[o] for o in d)})' for d in ('n','s','w','e','nw','ne','sw','se'))
@@ -877,7 +902,6 @@ def _drop_second_copies(w:_Work):
     con, L = w.con, 4+w.query['level']
     con.execute('CREATE TABLE gone(rid BIGINT)')
     shared = cells_of_two_zones([c for c, in w.rows('SELECT DISTINCT left(chip, 16) FROM cand')], .1)
-    w.shared = shared
     w.funnel['the other zone shows it'] = 0
     if not shared: return
     places = [p for p, in w.rows(f'SELECT DISTINCT left(chip, {L}) FROM cand WHERE left(chip, 16) IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1', [shared])]
@@ -885,7 +909,7 @@ def _drop_second_copies(w:_Work):
     _drop(w, 'the other zone shows it', f'SELECT rowid AS rid FROM cand WHERE left(chip, {L}) IN (SELECT unnest(?::VARCHAR[]))', [lost])
 
 # %% ../nbs/04a_dataset.ipynb #b7c296e0
-def _split_work(w:_Work)->pd.DataFrame: # block, split
+def _split_work(w:_Work):
     "Split by blocks, and leave out what would leak"
     q, con, L = w.query, w.con, 4+w.query['level']
     levels = [q['block_level']] if q['block_level'] else range(min(ARD_LEVEL, q['level']), min(15, q['level'])+1)
@@ -901,20 +925,25 @@ def _split_work(w:_Work)->pd.DataFrame: # block, split
     at = spread_blocks(counts, q['split'], q['seed'], _fixed(q['pinned'], blocks, names, w.block), matter)
     w.yields = np.array([sorted(names, key=lambda s: (q['split'][s], -names.index(s))).index(s) for s in names]) # the largest gives way
     con.execute(f'CREATE TABLE blocks(block VARCHAR, split VARCHAR, {", ".join(d+" BOOLEAN" for d in ("n","s","w","e","nw","ne","sw","se"))})')
-    frame = pd.DataFrame(dict(block=blocks, split=[names[i] for i in at], **_sides(blocks, w.yields[at])))
-    con.register('block_frame', frame)
+    con.register('block_frame', pd.DataFrame(dict(block=blocks, split=[names[i] for i in at], **_sides(blocks, w.yields[at]))))
     con.execute('INSERT INTO blocks SELECT * FROM block_frame')
-    if q['gap']: _drop(w, f"within {q['gap']} of another split", f'SELECT l.rid FROM ({_live}) l JOIN blocks b ON left(l.chip, {4+w.block})=b.block WHERE {_gap_sql(q["level"], w.block, q["gap"])}')
+    if q['gap']:
+        near = _gap_sql(q['level'], w.block, q['gap'])
+        _drop(w, f"within {q['gap']} of another split", f'SELECT l.rid FROM ({_live}) l JOIN blocks b ON left(l.chip, {4+w.block})=b.block WHERE {near}')
     _drop_overlaps(w, names)
-    return frame
 
 def _fixed(pinned:dict, blocks:list[str], names:list[str], level:int)->np.ndarray:
     "Place the pinned cells' blocks"
-    out = np.full(len(blocks), -1)
-    for c,s in sorted(pinned.items(), key=lambda o: len(o[0])): # a smaller cell within a larger one has the last word
-        if len(c)-4>level: raise InputError(f'pinned: {c} is smaller than a block of level {level}; pass block_level={len(c)-4}')
-        out[[b.startswith(c) for b in blocks]] = names.index(s)
-    return out
+    lengths = sorted({len(c) for c in pinned}, reverse=True) # a smaller cell within a larger one has the last word
+    if lengths and lengths[0]-4>level:
+        raise InputError(f'pinned: {max(pinned, key=len)} is smaller than a block of level {level}; pass block_level={lengths[0]-4}')
+    found = ([pinned[b[:n]] for n in lengths if b[:n] in pinned] for b in blocks)
+    return np.array([names.index(f[0]) if f else -1 for f in found])
+
+def _pins(dataset)->dict: # block -> split
+    "Tell where an earlier dataset put its blocks"
+    t = dataset.blocks()
+    return dict(zip(t.block, t.split))
 
 def _drop_overlaps(w:_Work, names:list[str]):
     "Leave out the places that overlap another split's at a zone's edge"
@@ -922,16 +951,19 @@ def _drop_overlaps(w:_Work, names:list[str]):
     w.funnel[reason] = 0
     cells = cells_of_two_zones([c for c, in w.rows(f'SELECT DISTINCT left(chip, 16) FROM ({_live})')], .1+q['gap']/2**(q['level']-ARD_LEVEL))
     if not cells: return
-    rows = w.rows(f'SELECT DISTINCT left(chip, {L}) AS p, split FROM ({_live}) JOIN blocks ON left(chip, {4+w.block})=block WHERE left(chip, 16) IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1', [cells])
+    rows = w.rows(f"""SELECT DISTINCT left(chip, {L}) AS p, split FROM ({_live}) JOIN blocks ON left(chip, {4+w.block})=block
+        WHERE left(chip, 16) IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1""", [cells])
     places = [p for p,_ in rows]
-    lost = overlaps_between_splits(places, np.array([names.index(s) for _,s in rows]), w.yields, q['gap'])
-    _drop(w, reason, f'SELECT rid FROM ({_live}) WHERE left(chip, {L}) IN (SELECT unnest(?::VARCHAR[]))', [[p for p,o in zip(places,lost) if o]])
+    gives_way = overlaps_between_splits(places, np.array([names.index(s) for _,s in rows]), w.yields, q['gap'])
+    lost = [p for p,o in zip(places, gives_way) if o]
+    _drop(w, reason, f'SELECT rid FROM ({_live}) WHERE left(chip, {L}) IN (SELECT unnest(?::VARCHAR[]))', [lost])
 
 # %% ../nbs/04a_dataset.ipynb #f8743f9c
 _group_sql = dict(
     sensor="coalesce(sensor, 'unknown')",
-    season="CASE WHEN day IS NULL THEN 'unknown' ELSE ['winter','spring','summer','autumn'][1+(((month(day)%12)//3) + CASE WHEN substr(chip, 5, 1) IN ('2','3') THEN 2 ELSE 0 END)%4] END",
-    off_nadir="CASE WHEN view IS NULL THEN 'unknown' WHEN view<10 THEN '0-10' WHEN view<20 THEN '10-20' WHEN view<30 THEN '20-30' ELSE '30+' END")
+    season="""CASE WHEN day IS NULL THEN 'unknown' ELSE ['winter','spring','summer','autumn'][1+((month(day)%12)//3 +
+        CASE WHEN substr(chip, 5, 1) IN ('2','3') THEN 2 ELSE 0 END)%4] END""", # south of the equator it is the other way round
+    off_nadir="""CASE WHEN view IS NULL THEN 'unknown' WHEN view<10 THEN '0-10' WHEN view<20 THEN '10-20' WHEN view<30 THEN '20-30' ELSE '30+' END""")
 
 def _num(v)->str: return f'{float(v)!r}::DOUBLE' # a plain 0.5 would be a DECIMAL in SQL
 
@@ -1011,10 +1043,13 @@ def _weight_sql(w:_Work)->str:
 
 def _finish(w:_Work):
     "Make the table `final`: what stays, with its split and weight"
-    w.con.execute(f'''CREATE TABLE final AS SELECT l.* EXCLUDE (rid), b.block, b.split FROM ({_live}) l JOIN blocks b ON left(l.chip, {4+w.block})=b.block ORDER BY chip''')
+    w.con.execute(f'''CREATE TABLE final AS SELECT l.* EXCLUDE (rid), b.block, b.split
+        FROM ({_live}) l JOIN blocks b ON left(l.chip, {4+w.block})=b.block ORDER BY chip''')
     sql = _weight_sql(w) if w.query['weights'] else _num(1)
     first = max(w.query['split'], key=w.query['split'].get)
-    mean = w.one(f'SELECT sum(round(({sql})*1e6)::BIGINT)/count(*)/1e6 FROM final WHERE split={_text(first)}')[0] if w.query['weights'] else 1. # whole numbers: the sum is exact
+    mean = 1.
+    if w.query['weights']: # whole numbers, so that the sum is the same in every order
+        mean = w.one(f'SELECT sum(round(({sql})*1e6)::BIGINT)/count(*)/1e6 FROM final WHERE split={_text(first)}')[0]
     w.weight = f'round(({sql})/{_num(mean or 1)}, 5)'
 
 # %% ../nbs/04a_dataset.ipynb #e469f5f2
@@ -1053,8 +1088,9 @@ def _write_tables(w:_Work, out:str)->dict: # file -> size and hash
     _copy(w.con, sparse, f'{out}/sparse.parquet', 'sparse', note)
     _copy(w.con, sparse, f'{out}/sparse.csv', 'sparse')
     _copy(w.con, _dense_sql(w.classes, rows), f'{out}/dense.parquet', 'dense', note)
-    _copy(w.con, f'''SELECT chip AS "Feature", left(chip, {L}) AS place, block, split, {w.weight} AS weight, day AS date, substr(chip, {L+2}, length(chip)-{L+5}) AS catalog_id, sensor,
-        {_group_sql["season"]} AS season, view AS off_nadir, valid, clear FROM final ORDER BY chip''', f'{out}/splits.parquet', 'splits', note)
+    _copy(w.con, f'''SELECT chip AS "Feature", left(chip, {L}) AS place, block, split, {w.weight} AS weight, day AS date,
+        substr(chip, {L+2}, length(chip)-{L+5}) AS catalog_id, sensor, {_group_sql["season"]} AS season, view AS off_nadir, valid, clear
+        FROM final ORDER BY chip''', f'{out}/splits.parquet', 'splits', note)
     Path(f'{out}/schema.toml').write_text(w.inputs.schema.toml, encoding='utf-8')
     return {n:dict(size=os.path.getsize(f'{out}/{n}'), sha256=_sha256(f'{out}/{n}')) for n in FILES}
 
@@ -1062,8 +1098,9 @@ FILES = 'sparse.parquet', 'sparse.csv', 'dense.parquet', 'splits.parquet', 'sche
 
 def _content(con, folder:str)->str:
     "Condense what the tables say, whatever wrote them"
-    rows = con.execute(f"""SELECT count(*), bit_xor(md5_number(concat_ws('|', Feature, place, block, split, weight::DECIMAL(18,5)::VARCHAR, coalesce(date::VARCHAR,'-'), coalesce(sensor,'-')))) FROM read_parquet({_files([folder+'/splits.parquet'])})""").fetchone()
-    return fingerprint(_sha256(f'{folder}/sparse.csv'), rows[0], f'{rows[1] or 0:032x}')
+    row = "concat_ws('|', Feature, place, block, split, weight::DECIMAL(18,5)::VARCHAR, coalesce(date::VARCHAR, '-'), coalesce(sensor, '-'))"
+    n, x = con.execute(f'SELECT count(*), bit_xor(md5_number({row})) FROM read_parquet({_files([folder+"/splits.parquet"])})').fetchone()
+    return fingerprint(_sha256(f'{folder}/sparse.csv'), n, f'{x or 0:032x}')
 
 # %% ../nbs/04a_dataset.ipynb #dd503d34
 def _counts(w:_Work)->dict:
@@ -1071,20 +1108,24 @@ def _counts(w:_Work)->dict:
     sums = ', '.join(f'count(*) FILTER ({c}=1), count(*) FILTER ({c}=0), count(*) FILTER ({c} IS NULL)' for c in w.columns)
     out = {}
     for s in w.query['split']:
-        chips, places, blocks, empty, unmapped, *n = w.one(f"SELECT count(*), count(DISTINCT left(chip, {4+w.query['level']})), count(DISTINCT block), count(*) FILTER ({_empty(w.columns)}), count(*) FILTER ({_none_known(w.columns)}), {sums} FROM final WHERE split=?", [s])
+        chips, places, blocks, empty, unmapped, *n = w.one(f"""SELECT count(*), count(DISTINCT left(chip, {4+w.query['level']})), count(DISTINCT block),
+            count(*) FILTER ({_empty(w.columns)}), count(*) FILTER ({_none_known(w.columns)}), {sums} FROM final WHERE split=?""", [s])
         out[s] = dict(chips=chips, places=places, blocks=blocks, empty=empty, unmapped=unmapped, classes={c:n[3*i:3*i+3] for i,c in enumerate(w.classes)})
-        w.notes += [f'no chip in {s}'] if not chips else [f'{s}: no chip shows {", ".join(none)}'] if (none := [c for i,c in enumerate(w.classes) if not n[3*i]]) else []
+        none = [c for i,c in enumerate(w.classes) if not n[3*i]]
+        if not chips: w.notes.append(f'no chip in {s}')
+        elif none: w.notes.append(f'{s}: no chip shows {", ".join(none)}')
     return out
 
-def _seal(manifest:dict)->str: return hashlib.sha256(orjson.dumps({k:v for k,v in manifest.items() if k!='seal'}, option=orjson.OPT_SORT_KEYS)).hexdigest()
+def _seal(manifest:dict)->str:
+    return hashlib.sha256(orjson.dumps({k:v for k,v in manifest.items() if k!='seal'}, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 def _inputs_key(w:_Work)->dict:
     "Condense all inputs"
     d = {k:dict(files=len(v), hash=fingerprint(v)) for k,v in w.digests.items()}
     t = w.inputs.tiles
-    cols = None if t is None else [t.tile.tolist(), t.sensor.tolist(), *([None if pd.isna(o) else float(o) for o in t[k]] for k in ('cloud','view')), [None if pd.isna(o) else str(o)[:10] for o in t.day]]
-    used = None if t is None else [r for r in zip(*cols) if r[0][:16] in w.inputs.chips]
-    d['tiles'] = None if used is None else dict(rows=len(used), hash=fingerprint([[None if isinstance(o,float) and o!=o else o for o in r] for r in used]))
+    plain = lambda o: None if pd.isna(o) else o if isinstance(o, (str,float)) else str(o)[:10]
+    used = None if t is None else [[plain(o) for o in r] for r in t.itertuples(index=False) if r.tile[:16] in w.inputs.chips]
+    d['tiles'] = None if used is None else dict(rows=len(used), hash=fingerprint(used))
     return d | dict(schema=dict(name=w.inputs.schema.name, hash=w.inputs.schema.hash, classes=w.classes))
 
 # %% ../nbs/04a_dataset.ipynb #6c8ce128
@@ -1093,7 +1134,8 @@ def _read_manifest(path:str)->dict:
     p = join(path, 'manifest.json')
     try: m = read_json(p)
     except MissingError: raise MissingError(f'{path}: no dataset here (no manifest.json)') from None
-    if not isinstance(m, dict) or not {'form','name','version','files','query','counts','funnel','seal'}<=m.keys(): raise CorruptError(f'{p}: not the manifest of a dataset')
+    if not isinstance(m, dict) or not {'form','name','version','files','query','counts','funnel','seal'}<=m.keys():
+        raise CorruptError(f'{p}: not the manifest of a dataset')
     if m['form']!=FORM: raise InputError(f"{p}: written in form {m['form']}; this imagesim reads form {FORM}")
     if _seal(m)!=m['seal']: raise CorruptError(f'{p}: damaged or edited, its seal does not fit; pull the version again, or make it again')
     return m
@@ -1180,9 +1222,10 @@ def _make(w:_Work, tmp:str, out:str, name:str)->tuple[str,bool]: # path of the v
     os.mkdir(made)
     files, counts = _write_tables(w, made), _counts(w)
     content = _content(w.con, made)
-    m = dict(form=FORM, name=name, version=fingerprint(key, content), made=datetime.now(timezone.utc).isoformat(timespec='seconds'), code=dict(imagesim=imagesim.__version__),
-             query=q, inputs=inputs, key=key, content=content, block_level=w.block, counts=counts, funnel=w.funnel, notes=w.notes,
-             credits=w.inputs.credits, problems=[list(p) for p in w.inputs.problems], colours=w.inputs.schema.colours, files=files, sources=w.digests)
+    m = dict(form=FORM, name=name, version=fingerprint(key, content), made=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+             code=dict(imagesim=imagesim.__version__), query=q, inputs=inputs, key=key, content=content, block_level=w.block, counts=counts,
+             funnel=w.funnel, notes=w.notes, credits=w.inputs.credits, problems=[list(p) for p in w.inputs.problems], colours=w.inputs.schema.colours,
+             files=files, sources=w.digests)
     write_json(os.path.join(made, 'manifest.json'), m | dict(seal=_seal(m)))
     dest = join(out, name, m['version'])
     if exists(join(dest, 'manifest.json')): _read_manifest(dest); return dest, False
@@ -1211,7 +1254,7 @@ def make_dataset(
     split:dict=dict(train=.8, val=.1, test=.1), # Split -> share
     block_level:int|None=None, # Level of the blocks; chosen when None
     gap:int=0, # Leave out places within so many of another split
-    pinned:dict|None=None, # Cell -> split: its blocks are in this one
+    pinned:'dict|Dataset|None'=None, # Cell -> split: its blocks are in this one; or an earlier dataset, whose blocks stay where they were
     max_unmapped:float=0., # Most chips without a single known label, a share
     max_empty:float|None=None, # Most chips that show none of the classes, a share
     caps:dict|None=None, # {'class': {'forest': 5000}, 'sensor': {'WV02': .3}, 'season': …, 'off_nadir': …}
@@ -1229,7 +1272,7 @@ def make_dataset(
     _check_name(name)
     if tiles is None and exists(root.tiles): tiles = root.tiles
     with _making(out, name) as tmp:
-        inputs = _find_inputs(root.chips if chips is None else chips, root.labels if labels is None else labels, schema, tiles, level, tmp)
+        inputs = _find_inputs(root.chips if chips is None else chips, root.labels if labels is None else labels, schema, tiles, q['level'], tmp)
         inputs.credits = list(dict.fromkeys([*inputs.credits, *([credits] if isinstance(credits, str) else credits)]))
         with _duck(memory, threads, tmp) as con:
             path, is_new = _make(_Work(con, inputs, _checked(q, inputs.classes)), tmp, out, name)
@@ -1257,8 +1300,9 @@ def funnel(self:Dataset)->pd.DataFrame: # step, chips, left
 @patch
 def __repr__(self:Dataset):
     c, m = self.counts, self.manifest
-    head = f'{self.name} {self.version}: {len(self):,} chips of {c.places.sum():,} places, {len(self.classes)} classes ({m["inputs"]["schema"]["name"]}), blocks of level {m["block_level"]}'
-    lines = [f'  {s:<8} {r.chips:>10,} chips {r.places:>10,} places {r.blocks:>6,} blocks' for s,r in c.iterrows()]
+    head = (f'{self.name} {self.version}: {len(self):,} chips of {c.places.sum():,} places, {len(self.classes)} classes '
+            f'({m["inputs"]["schema"]["name"]}), blocks of level {m["block_level"]}')
+    lines = [f'  {s:<8} {r.chips:>10,} chips {r.places:>10,} places {r.blocks:>6,} block{"" if r.blocks==1 else "s"}' for s,r in c.iterrows()]
     return '\n'.join([head, *lines, *(f'  note: {n}' for n in m['notes']), *(f'  problem: {p}: {why}' for p,why in m['problems'][:5])])
 
 @patch
@@ -1267,10 +1311,11 @@ def _repr_markdown_(self:Dataset):
     esc = lambda s: str(s).replace('\\','\\\\').replace('|','\\|').replace('<','&lt;')
     table = lambda head, rows: '\n'.join(['| '+' | '.join(map(esc,r))+' |' for r in (head, ['-']*len(head), *rows)])
     share = lambda s,k: f'{c.loc[s,k]/max(1,c.chips[s]):.1%}'
-    top = f"**{esc(self.name)}** `{self.version}`: {len(self):,} chips of {c.places.sum():,} places, schema {esc(m['inputs']['schema']['name'])}, blocks of level {m['block_level']}"
+    top = (f"**{esc(self.name)}** `{self.version}`: {len(self):,} chips of {c.places.sum():,} places, schema {esc(m['inputs']['schema']['name'])}, "
+           f"blocks of level {m['block_level']}")
     first = table(['split','chips','places','blocks','empty'], [(s, f'{r.chips:,}', f'{r.places:,}', f'{r.blocks:,}', share(s,'empty')) for s,r in c.iterrows()])
     second = table(['class','chips',*c.index], [(k, f'{c[k].sum():,}', *(share(s,k) for s in c.index)) for k in self.classes])
-    return '\n\n'.join([top, first, second, *(f'Note: {esc(n)}.' for n in m['notes']), *(f'Problem: {esc(p)}: {esc(why)}' for p,why in m['problems'][:5])])
+    return '\n\n'.join([top, first, second, *(f'Note: {esc(n)}.' for n in m['notes']), *(f'Problem: {esc(p)}: {esc(why)}' for p,why in m['problems'][:5]), *map(esc, m['credits'])])
 
 # %% ../nbs/04a_dataset.ipynb #621f7764
 SPLIT_COLOURS = dict(train='#4c6a92', val='#e3a33c', test='#b5452f')
@@ -1301,24 +1346,20 @@ def blocks(self:Dataset)->pd.DataFrame: # block, split, chips, places
         return con.execute(f'SELECT block, split, count(*) AS chips, count(DISTINCT place) AS places FROM read_parquet({_files([p])}) GROUP BY 1, 2 ORDER BY 1').df()
 
 @patch
-def map(self:Dataset, ax=None): # Matplotlib axes, longitude and latitude
+def plot_map(self:Dataset, ax=None): # Matplotlib axes, longitude and latitude
     "Draw the blocks in the colours of their splits"
     import matplotlib.pyplot as plt
     from matplotlib.collections import PolyCollection
     t, colours = self.blocks(), _split_colours(self.splits)
-    shapes = [np.array(_outline_lonlat(b)) for b in t.block]
+    parts = [(s, np.array(p.exterior.coords)) for b,s in zip(t.block, t.split) for g in [Cell.parse(b).geometry_wgs84()] for p in getattr(g, 'geoms', [g])]
     ax = ax or plt.subplots(figsize=(5,5), dpi=90, layout='constrained')[1]
     for s in self.splits:
-        ax.add_collection(PolyCollection([g for g,o in zip(shapes, t.split) if o==s], facecolor=colours[s], edgecolor='white', linewidth=.4))
+        ax.add_collection(PolyCollection([g for o,g in parts if o==s], facecolor=colours[s], edgecolor='white', linewidth=.4))
         ax.plot([], [], 's', color=colours[s], label=f'{s}, {(t.split==s).sum()} blocks')
-    ax.autoscale_view(); ax.set_aspect(1/np.cos(np.radians(np.mean([g[:,1].mean() for g in shapes])))); ax.tick_params(labelsize=7)
+    ax.autoscale_view(); ax.set_aspect(1/np.cos(np.radians(np.mean([g[:,1].mean() for _,g in parts])))); ax.tick_params(labelsize=7)
     ax.ticklabel_format(useOffset=False); ax.spines[['top','right']].set_visible(False)
     ax.legend(fontsize=8, frameon=False, loc='upper center', ncols=len(self.splits), bbox_to_anchor=(.5, 1.1))
     return ax
-
-def _outline_lonlat(cell:str)->list: # [(lon, lat), …]
-    from imagesim.ard import _outline
-    return list(_outline(Cell.parse(cell), 1).exterior.coords)
 
 # %% ../nbs/04a_dataset.ipynb #d8b15e8f
 @patch
@@ -1349,10 +1390,9 @@ def list_datasets(
         for v in list_dirs(join(out, name)):
             try: d = Dataset(join(out, name, v))
             except MissingError: continue
-            except ImagesimError as e: rows.append(dict(name=name, version=v, state=one_line(e).rpartition('manifest.json: ')[2])); continue
-            mb = sum(f['size'] for f in d.manifest['files'].values())/1e6
-            rows.append(dict(name=name, version=v, made=d.manifest['made'], chips=len(d), places=int(d.counts.places.sum()), classes=len(d.classes),
-                             splits=', '.join(d.splits), MB=round(mb, 1), state='ok'))
+            except ImagesimError as e: rows.append(dict(name=name, version=v, state=one_line(e).rpartition('manifest.json: ')[2]))
+            else: rows.append(dict(name=name, version=v, made=d.manifest['made'], chips=len(d), places=int(d.counts.places.sum()), classes=len(d.classes),
+                                   splits=', '.join(d.splits), MB=round(sum(f['size'] for f in d.manifest['files'].values())/1e6, 1), state='ok'))
     t = pd.DataFrame(rows, columns=['name','version','made','chips','places','classes','splits','MB','state'])
     return t.astype(dict(chips='Int64', places='Int64', classes='Int64')).sort_values(['name','made','version'], ignore_index=True)
 
@@ -1368,11 +1408,13 @@ def show_dataset(
     if version is None and out is None and exists(join(name, 'manifest.json')): return Dataset(name)
     if version is None and '/' in name and not name.startswith(('/','s3:')): name, _, version = name.partition('/')
     if name.startswith(('/','s3://')): raise MissingError(f'{name}: no dataset here (no manifest.json)')
-    have = [v for v in (list_dirs(join(root, _check_name(name))) if is_dir(join(root, name)) else []) if exists(join(root, name, v, 'manifest.json'))]
-    if not have: raise MissingError(f'{root}: no dataset {name!r}; {_suggest(name, [n for n in list_dirs(root)] if is_dir(root) else []) or "make one"}')
+    there = list_dirs(join(root, name)) if is_dir(join(root, _check_name(name))) else []
+    have = [v for v in there if exists(join(root, name, v, 'manifest.json'))]
+    if not have: raise MissingError(f'{root}: no dataset {name!r}; {_suggest(name, known) if (known := list_dirs(root) if is_dir(root) else []) else "make one"}')
     if version is None: return max((Dataset(join(root, name, v)) for v in have), key=lambda d: (d.manifest['made'], d.version))
     fit = [v for v in have if v.startswith(version)] if version else []
-    if len(fit)!=1: raise (MissingError if not fit else InputError)(f'{name}: {len(fit) or "no"} version{"s"*(len(fit)!=1)} {version!r}; there are {", ".join(have)}')
+    if not fit: raise MissingError(f'{name}: no version {version!r}; there are {", ".join(have)}')
+    if len(fit)>1: raise InputError(f'{name}: {len(fit)} versions begin with {version!r}: {", ".join(fit)}')
     return Dataset(join(root, name, fit[0]))
 
 # %% ../nbs/04a_dataset.ipynb #a8161efc
@@ -1388,13 +1430,14 @@ class DatasetDiff:
     classes_removed:list[str]
     wishes:dict         # wish -> (first, second), where they differ
     examples:dict       # added, removed: some chip names
-    def __bool__(self): return bool(self.added or self.removed or self.moved or self.classes_added or self.classes_removed or len(self.labels) and self.labels.to_numpy().sum())
+    def __bool__(self): return bool(self.added or self.removed or self.moved or self.classes_added or self.classes_removed or self.labels.to_numpy().any())
     def __repr__(self):
-        lines = [f'{self.added:,} chips added, {self.removed:,} removed, {self.common:,} in both', *(f'  {n:,} moved from {a} to {b}' for (a,b),n in self.moved.items())]
+        lines = [f'{self.added:,} chips added, {self.removed:,} removed, {self.common:,} in both']
+        lines += [f'  {n:,} moved from {a} to {b}' for (a,b),n in self.moved.items()]
         lines += [f'  classes {w}: {", ".join(c)}' for w,c in (('added',self.classes_added),('removed',self.classes_removed)) if c]
         changed = self.labels[self.labels.sum(axis=1)>0]
         lines += [f'  {c}: '+', '.join(f'{n:,} became {k}' for k,n in r.items() if n) for c,r in changed.iterrows()]
-        return '\n'.join(lines+[f'  {k}: {a} -> {b}' for k,(a,b) in self.wishes.items()])
+        return '\n'.join(lines+[f'  {k}: {str(a)[:100]} -> {str(b)[:100]}' for k,(a,b) in self.wishes.items()])
 
 # %% ../nbs/04a_dataset.ipynb #b30e11f6
 def diff_datasets(
@@ -1408,15 +1451,18 @@ def diff_datasets(
     with contextlib.ExitStack() as on:
         pa_, pb_, sa, sb = (on.enter_context(_local(d.file(f))) for f in ('sparse.parquet','splits.parquet') for d in (a,b))
         con = on.enter_context(_duck())
-        for k,p,d in (('a',pa_,a), ('b',pb_,b)): con.execute(f'CREATE VIEW {k} AS SELECT * FROM read_parquet({_files([p])}) AS t(f, {", ".join(f"c{i}" for i in range(len(d.classes)))})')
-        how = ', '.join(f"count(*) FILTER (a.c{a.classes.index(c)} IS DISTINCT FROM b.c{b.classes.index(c)} AND b.c{b.classes.index(c)} {t})" for c in both for t in ('= 1','= 0','IS NULL'))
-        common, *n = con.execute(f'SELECT count(*){", "+how if how else ""} FROM a JOIN b USING (f)').fetchone()
+        for k,p,d in (('a',pa_,a), ('b',pb_,b)):
+            con.execute(f'CREATE VIEW {k} AS SELECT * FROM read_parquet({_files([p])}) AS t(f, {", ".join(f"c{i}" for i in range(len(d.classes)))})')
+        pairs = [(f'a.c{a.classes.index(c)}', f'b.c{b.classes.index(c)}') for c in both]
+        how = ''.join(f', count(*) FILTER ({x} IS DISTINCT FROM {y} AND {y} {to})' for x,y in pairs for to in ('= 1','= 0','IS NULL'))
+        common, *n = con.execute(f'SELECT count(*){how} FROM a JOIN b USING (f)').fetchone()
         only = {k:con.execute(f'SELECT count(*), list(f ORDER BY f)[:5] FROM {x} ANTI JOIN {y} USING (f)').fetchone() for k,x,y in (('added','b','a'),('removed','a','b'))}
-        moved = con.execute(f'SELECT s.split, t.split, count(*) FROM read_parquet({_files([sa])}) s JOIN read_parquet({_files([sb])}) t USING ("Feature") WHERE s.split<>t.split GROUP BY 1, 2 ORDER BY 1, 2').fetchall()
+        moved = con.execute(f'''SELECT s.split, t.split, count(*) FROM read_parquet({_files([sa])}) s JOIN read_parquet({_files([sb])}) t USING ("Feature")
+            WHERE s.split<>t.split GROUP BY 1, 2 ORDER BY 1, 2''').fetchall()
     qa, qb = a.manifest['query'], b.manifest['query']
     return DatasetDiff(only['added'][0], only['removed'][0], common, {(x,y):k for x,y,k in moved},
-        pd.DataFrame(np.array(n, int).reshape(-1,3), index=both, columns=['present','absent','unmapped']), [c for c in b.classes if c not in both], [c for c in a.classes if c not in both],
-        {k:(qa.get(k),qb.get(k)) for k in qb if qa.get(k)!=qb.get(k)}, {k:v[1] or [] for k,v in only.items()})
+        pd.DataFrame(np.array(n, int).reshape(-1,3), index=both, columns=['present','absent','unmapped']),
+        [c for c in b.classes if c not in both], [c for c in a.classes if c not in both], {k:(qa.get(k),qb.get(k)) for k in qb if qa.get(k)!=qb.get(k)}, {k:v[1] or [] for k,v in only.items()})
 
 # %% ../nbs/04a_dataset.ipynb #bf9bedb9
 @dataclass
@@ -1501,7 +1547,6 @@ def push_dataset(
     return dest
 
 def _bucket_datasets(place)->str:
-    from imagesim.infra import get_settings
     return str(place).rstrip('/') if place else Layout(get_settings().bucket).datasets
 
 # %% ../nbs/04a_dataset.ipynb #69e393eb
