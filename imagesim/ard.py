@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ARD_LEVEL', 'CHIP_LEVEL', 'MAX_LEVEL', 'GRID_M', 'CELL_M', 'GSD_M', 'CHIP_PX', 'TILE_PX', 'APRON_M', 'ARD_KINDS',
-           'TILE_COLUMNS', 'Cell', 'UTMBox', 'utm_zone', 'reproject', 'in_grid', 'covering_cells', 'PixelBox',
-           'check_catalog_id', 'Chip', 'parse_chip', 'ArdTile', 'tile_path', 'parse_tile_path', 'TileList',
-           'find_tiles', 'get_cog_path_from_chip', 'read_catalogue', 'tile_table', 'write_tile_table',
-           'read_tile_table', 'tiles_gdf', 'Delivered', 'serving_cells', 'serves']
+           'TILE_COLUMNS', 'Cell', 'UTMBox', 'utm_zone', 'transformer', 'reproject', 'in_grid', 'as_geometry',
+           'covering_cells', 'PixelBox', 'check_catalog_id', 'Chip', 'parse_chip', 'ArdTile', 'parse_day', 'tile_path',
+           'parse_tile_path', 'TileList', 'find_tiles', 'get_cog_path_from_chip', 'read_catalogue', 'tile_table',
+           'write_tile_table', 'read_tile_table', 'tiles_gdf', 'Delivered', 'serving_cells', 'serves']
 
 # %% ../nbs/00a_ard.ipynb #9b44514e
-import os, re
+import math, os, re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .infra import (CorruptError, FileInfo, ImagesimError, InputError, MissingError, atomic_path, is_dir, is_remote, join,
-    list_dirs, list_files, map_items, one_line, read_bytes, read_json, relative_path, write_json)
+    list_dirs, list_files, map_items, one_line, read_bytes, read_json, relative_path)
 
 # %% ../nbs/00a_ard.ipynb #fbb02a0c
 ARD_LEVEL  = 12               # a cell that the provider delivers, 5000 m
@@ -215,7 +215,10 @@ def utm_zone(
 
 # %% ../nbs/00a_ard.ipynb #dbc523cc
 @lru_cache(256)
-def _transformer(src:int, dst:int):
+def transformer(
+    src:int, # EPSG code
+    dst:int # EPSG code
+): # pyproj Transformer, kept for the next call
     "Make the transformation between two EPSG codes, longitude first"
     from pyproj import Transformer
     return Transformer.from_crs(src, dst, always_xy=True)
@@ -228,7 +231,7 @@ def reproject(
 ): # The same kind of thing
     "Transform the vertices of `geometry` from one CRS to another"
     from shapely import transform
-    t = _transformer(src, dst)
+    t = transformer(src, dst)
     return transform(geometry, lambda a: np.column_stack(t.transform(a[:,0], a[:,1])))
 
 # %% ../nbs/00a_ard.ipynb #6e20020c
@@ -242,7 +245,7 @@ def at(cls:Cell,
     "Find the cell at a position"
     owner = utm_zone(lon, lat)
     zone = owner if zone is None else _check_zone(zone)
-    e, n = _transformer(4326, 32600+zone).transform(lon, lat)
+    e, n = transformer(4326, 32600+zone).transform(lon, lat)
     if not (np.isfinite(e) and np.isfinite(n)):
         raise InputError(f'longitude {lon}, latitude {lat} lies too far from zone {zone}; zone {owner} owns it')
     s = GRID_M/2**level
@@ -253,7 +256,7 @@ def at(cls:Cell,
 def lonlat(self:Cell)->tuple[float,float]: # Degrees, longitude first
     "Locate the centre of the cell"
     l,b,r,t = self.bounds
-    return _transformer(self.epsg, 4326).transform((l+r)/2, (b+t)/2)
+    return transformer(self.epsg, 4326).transform((l+r)/2, (b+t)/2)
 
 # %% ../nbs/00a_ard.ipynb #920f8a46
 @patch
@@ -270,7 +273,7 @@ def _outline(cell:Cell, points:int): # Shapely polygon
     f, one = np.linspace(0, 1, points, endpoint=False), np.ones(points)
     xs = np.concatenate([l+(r-l)*f, r*one, r-(r-l)*f, l*one])
     ys = np.concatenate([b*one, b+(t-b)*f, t*one, t-(t-b)*f])
-    lon, lat = _transformer(cell.epsg, 4326).transform(xs, ys)
+    lon, lat = transformer(cell.epsg, 4326).transform(xs, ys)
     if not np.isfinite(lon).all():
         raise InputError(f'{cell.id} reaches too far from zone {cell.zone} to be drawn on the globe')
     middle = 6*cell.zone-183
@@ -299,8 +302,10 @@ def in_grid(
     return SimpleNamespace(geom_WGS84=_outline(cell, 1)) in Grid(cell.zone)
 
 # %% ../nbs/00a_ard.ipynb #0eb1833b
-def _as_geometry(geometry):
-    "Turn WKT, GeoJSON or anything with __geo_interface__ into a Shapely geometry"
+def as_geometry(
+    geometry # Shapely geometry, GeoJSON, WKT or anything with __geo_interface__
+): # Shapely geometry
+    "Turn what people call a geometry into a Shapely one"
     from shapely import from_wkt
     from shapely.errors import ShapelyError
     from shapely.geometry import shape
@@ -318,7 +323,7 @@ def covering_cells(
     "List the cells that the provider's grid lays over `geometry`"
     from maxar_ard_grid.grid import Grid
     from shapely import affinity, box
-    geometry, out = _as_geometry(geometry), set()
+    geometry, out = as_geometry(geometry), set()
     south, north = geometry.bounds[1::2]
     reach = 3 + 2*GRID_M/2**level/(111_000*max(.1, np.cos(np.radians(max(abs(south), abs(north))))))
     for zone,turn in product(range(1,61), (-360,0,360)):
@@ -430,7 +435,9 @@ class ArdTile:
         return next((p for p in self.others if _parse_file(p.rpartition('/')[2])[1]==kind), None)
 
 # %% ../nbs/00a_ard.ipynb #edece481
-def _parse_day(s:str)->Date:
+def parse_day(
+    s:str # YYYY-MM-DD
+)->Date:
     "Read YYYY-MM-DD, that and nothing else"
     try:
         if not re.fullmatch('[0-9]{4}-[0-9]{2}-[0-9]{2}', s): raise ValueError
@@ -454,7 +461,7 @@ def tile_path(
     "Put together where a delivery keeps a tile"
     cell = Cell.parse(cell)
     if cell.level!=ARD_LEVEL: raise InputError(f'{cell.id} is of level {cell.level}; ARD tiles are of level {ARD_LEVEL}')
-    day = [] if date is None else [_parse_day(str(date)[:10] if isinstance(date, Date) else date).isoformat()]
+    day = [] if date is None else [parse_day(str(date)[:10] if isinstance(date, Date) else date).isoformat()]
     name = f'{check_catalog_id(catalog_id)}-{_check_kind(kind)}{ARD_KINDS[kind]}'
     return join(root, f'{cell.zone:02d}', cell.quadkey, *day, name)
 
@@ -463,7 +470,7 @@ def tile_path(
 def _parse_folder(folder:str)->tuple[Cell,Date|None]:
     "Read zone, quadkey and day from the end of a folder's path"
     parts = folder.split('/')
-    day = _parse_day(parts.pop()) if re.match('[0-9]{4}-[0-9]', parts[-1]) else None
+    day = parse_day(parts.pop()) if re.match('[0-9]{4}-[0-9]', parts[-1]) else None
     zone, quadkey = parts[-2:] if len(parts)>1 else ('', parts[-1])
     if not re.fullmatch('[0-3]{6,}', quadkey):
         raise InputError(f"folder {quadkey!r} is not a cell's; above the file there should be <zone>/<quadkey>/<YYYY-MM-DD>/")
@@ -625,8 +632,10 @@ def _number(p:dict, key:str)->float: # NaN where there is none
     "Read a number from an item's properties"
     v = p.get(key)
     if v is None: return float('nan')
-    try: return float(v)
-    except (TypeError, ValueError): raise CorruptError(f'{key} is {v!r}, not a number') from None
+    try:
+        if math.isfinite(v := float(v)): return v
+    except (TypeError, ValueError, OverflowError): pass
+    raise CorruptError(f'{key} is {p[key]!r:.40}, not a number')
 
 # %% ../nbs/00a_ard.ipynb #4f2293f8
 def _item_cell(p:dict)->Cell|None:
@@ -640,14 +649,17 @@ def _item_bbox(p:dict)->UTMBox|None:
     "Read proj:bbox: a list in STAC items, a string in the catalogue"
     b = p.get('proj:bbox')
     if b is None: return None
-    try: return UTMBox(*map(float, b.split(',') if isinstance(b, str) else b))
-    except (TypeError, ValueError): raise CorruptError(f'proj:bbox is {b!r}, not four numbers') from None
+    try:
+        box = UTMBox(*map(float, b.split(',') if isinstance(b, str) else b))
+        if all(map(math.isfinite, box)): return box
+    except (TypeError, ValueError): pass
+    raise CorruptError(f'proj:bbox is {b!r:.80}, not four numbers')
 
 # %% ../nbs/00a_ard.ipynb #f9a5c3ef
 def _item_geometry(item:dict): # Shapely polygon in longitude and latitude, or None
     "Read the outline of what the sensor saw"
     if not item.get('geometry'): return None
-    try: g = _as_geometry(item)
+    try: g = as_geometry(item)
     except InputError: raise CorruptError('its geometry is broken') from None
     if g.geom_type not in ('Polygon','MultiPolygon') or g.is_empty: raise CorruptError(f'its geometry is no polygon but {g.wkt[:40]}')
     w,s,e,n = g.bounds
@@ -660,8 +672,10 @@ def _item_time(p:dict):
     "Read the moment of acquisition, UTC"
     when = p.get('datetime')
     if when is None: return pd.NaT
-    try: t = pd.Timestamp(when)
-    except (ValueError, TypeError): raise CorruptError(f'datetime is {when!r}') from None
+    try:
+        if not re.match('[0-9]{4}-[0-9]{2}-[0-9]{2}T', when): raise ValueError
+        t = pd.Timestamp(when)
+    except (ValueError, TypeError, OverflowError): raise CorruptError(f'datetime is {when!r:.40}; times are written like 2021-01-31T09:51:10Z') from None
     return t.tz_localize('UTC') if t.tz is None else t.tz_convert('UTC')
 
 # %% ../nbs/00a_ard.ipynb #92577d1d
@@ -686,6 +700,8 @@ def _check_facts(f:dict, cell:Cell, catalog_id:str, date:str|None):
     for name,said,found in claims:
         if None not in (said, found) and said!=found:
             raise CorruptError(f'describes another tile: its {name} is {said}, the path says {found}')
+    if f['geometry'] is not None and not f['geometry'].intersects(cell.geometry_wgs84().buffer(.01)) and abs(cell.lonlat[0])<179.9:
+        raise CorruptError(f"describes another tile: its footprint lies at {f['geometry'].centroid.wkt}, the cell at {cell.lonlat}")
     if not f['bbox']: return
     b, t = f['bbox'], cell.buffered(APRON_M+1)
     if not (t.left<=b.left<b.right<=t.right and t.bottom<=b.bottom<b.top<=t.top):
@@ -749,7 +765,7 @@ def read_catalogue(
             raise CorruptError(f'{file}: not a GeoJSON feature collection')
         for i,item in enumerate(d['features']):
             try: rows.append(_catalogue_row(item))
-            except ImagesimError as e: problems.append((f'{file}#{i}', one_line(e)))
+            except Exception as e: problems.append((f'{file}#{i}', one_line(e))) # whatever is wrong with one item stays its own
             else: events[rows[-1]['path']] = Path(file).stem
     out = _table(rows, problems)
     out['event'] = out.path.map(events).astype('str')
@@ -761,7 +777,7 @@ def _read_items(paths:list[str])->list: # Facts, or the reason why there are non
     out = []
     for p in paths:
         try: out.append(_item_facts(read_json(p)))
-        except ImagesimError as e: out.append(one_line(e).removeprefix(f'{p}: '))
+        except Exception as e: out.append(one_line(e).removeprefix(f'{p}: '))
     return out
 
 # %% ../nbs/00a_ard.ipynb #93a1055b
@@ -871,7 +887,7 @@ def _beyond_edge(cells:list[Cell])->tuple[np.ndarray,np.ndarray,np.ndarray]: # l
     "Locate centres, and measure how far each lies beyond its own zone's edge (negative: inside)"
     epsg, out = np.array([c.epsg for c in cells]), np.empty((2,len(cells)))
     mid = np.array([(b.left+b.right, b.bottom+b.top) for b in (c.bounds for c in cells)]).reshape(-1,2)/2
-    for e in np.unique(epsg): out[:,epsg==e] = _transformer(int(e), 4326).transform(*mid[epsg==e].T)
+    for e in np.unique(epsg): out[:,epsg==e] = transformer(int(e), 4326).transform(*mid[epsg==e].T)
     lon, lat = out
     from_middle = (lon - (6*np.array([c.zone for c in cells])-183) + 180)%360 - 180
     return lon, lat, (np.abs(from_middle)-3)*111_320*np.cos(np.radians(lat))

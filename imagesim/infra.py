@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['LAYOUT', 'KINDS', 'MACHINES', 'ImagesimError', 'InputError', 'SettingsError', 'MissingError', 'StorageError',
-           'CorruptError', 'one_line', 'config_file', 'Settings', 'get_settings', 'setting_rows', 'is_remote', 'join',
-           'relative_path', 'Layout', 'init_layout', 's3_endpoint', 'storage_errors', 'FileInfo', 'file_info', 'exists',
-           'is_dir', 'list_files', 'list_dirs', 'atomic_path', 'write_bytes', 'write_json', 'remove_file', 'read_bytes',
-           'read_json', 'merge_ranges', 'read_ranges', 'fingerprint', 'Outcome', 'Skip', 'Summary', 'progress',
-           'map_items', 'kind_suffixes', 'safe_relative', 'copy_file', 'sync', 'Machine']
+           'CorruptError', 'one_line', 'config_file', 'Settings', 'suggest', 'get_settings', 'setting_rows',
+           'is_remote', 'join', 'relative_path', 'Layout', 'init_layout', 's3_endpoint', 'storage_errors', 'FileInfo',
+           'file_info', 'exists', 'is_dir', 'list_files', 'list_dirs', 'atomic_path', 'write_bytes', 'write_json',
+           'remove_file', 'read_bytes', 'read_json', 'merge_ranges', 'read_ranges', 'fingerprint', 'Outcome', 'Skip',
+           'Summary', 'progress', 'map_items', 'kind_suffixes', 'safe_relative', 'copy_file', 'sync', 'Machine']
 
 # %% ../nbs/00_infra.ipynb #52ff7cf1
 import contextlib, fcntl, hashlib, multiprocessing as mp, os, re, shutil, signal, tempfile, threading, time, traceback, uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from html import escape
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated
 
 import fsspec, orjson
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
 
@@ -98,11 +98,17 @@ def _unknown_variables()->list[str]:
     return sorted(k for k in os.environ if k.upper().startswith('IMAGESIM_') and k.upper() not in known)
 
 # %% ../nbs/00_infra.ipynb #1530ed9c
-def _suggest(name:str, known:Iterable[str])->str:
+def suggest(
+    name:str, # What was given
+    known:Iterable[str] # What there is
+)->str: # For the end of an error message
     "Say which known name was probably meant"
     known = list(known)
     close = get_close_matches(name, known, n=1) or get_close_matches(name.lower(), known, n=1)
     return f'did you mean {close[0]!r}?' if close else f"known: {', '.join(sorted(known))}"
+
+# %% ../nbs/00_infra.ipynb #99a411ea
+_suggest = suggest # until nobody calls it so any more
 
 # %% ../nbs/00_infra.ipynb #161b834c
 def get_settings(
@@ -110,14 +116,14 @@ def get_settings(
 )->Settings:
     "Read the settings afresh from environment and file, or say what is wrong with them"
     known = Settings.model_fields
-    if odd := _unknown_variables(): raise SettingsError(f'{odd[0]} is set, but there is no such setting; {_suggest(odd[0], [f"IMAGESIM_{k.upper()}" for k in known])}')
+    if odd := _unknown_variables(): raise SettingsError(f'{odd[0]} is set, but there is no such setting; {suggest(odd[0], [f"IMAGESIM_{k.upper()}" for k in known])}')
     if 'IMAGESIM_CONFIG' in os.environ and not config_file().is_file():
         raise SettingsError(f'IMAGESIM_CONFIG names {str(config_file())!r}, which is not a file; correct or unset it')
     try: return Settings(**{k:v for k,v in overrides.items() if v is not None})
     except ValidationError as e:
         err = e.errors()[0]
         name = str(err['loc'][0]) if err['loc'] else '?'
-        if err['type']=='extra_forbidden': raise SettingsError(f'{config_file()}: no setting {name!r}; {_suggest(name, known)}') from None
+        if err['type']=='extra_forbidden': raise SettingsError(f'{config_file()}: no setting {name!r}; {suggest(name, known)}') from None
         raise SettingsError(f"{name} = {err['input']!r}: {err['msg']}. It comes from {_origin(name, overrides)}") from None
     except ValueError as e: raise SettingsError(f'{config_file()} is not valid TOML: {one_line(e)}') from None
 
@@ -182,7 +188,7 @@ class Layout:
         is_remote(self.root) # an empty root is refused
     def __getattr__(self, name):
         if name in LAYOUT: return f'{self.root}/{LAYOUT[name]}'
-        raise AttributeError(f'the layout has no {name!r}; {_suggest(name, LAYOUT)}')
+        raise AttributeError(f'the layout has no {name!r}; {suggest(name, LAYOUT)}')
     def __dir__(self): return [*super().__dir__(), *LAYOUT]
     def __repr__(self): return '\n'.join(f'{k:13} {getattr(self,k)}' for k in LAYOUT)
 
@@ -616,7 +622,7 @@ def kind_suffixes(
     if only is None: return ('',)
     kinds = [o.strip() for o in (only.split(',') if isinstance(only,str) else only)]
     for k in kinds:
-        if k not in KINDS: raise InputError(f'only: no kind of file {k!r}; {_suggest(k, KINDS)}')
+        if k not in KINDS: raise InputError(f'only: no kind of file {k!r}; {suggest(k, KINDS)}')
     return tuple(KINDS[k] for k in kinds)
 
 # %% ../nbs/00_infra.ipynb #fa7087f2
