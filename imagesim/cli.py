@@ -9,7 +9,7 @@ __all__ = ['app', 'ArdPath', 'Proc', 'Zone', 'osm_app', 'OsmRoot', 'labels_app',
            'build', 'why', 'stats', 'make', 'list_', 'show', 'diff', 'verify', 'push', 'pull', 'synth', 'demo']
 
 # %% ../nbs/11_cli.ipynb #28dc701b
-import os, platform, re, shutil, subprocess, sys, time
+import math, os, platform, re, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -326,8 +326,10 @@ def stats(
     "Count places or chips where each class is present, absent and unmapped."
     from imagesim.explore import label_distribution, visualize_label_dist
     path = _home(labels) or join(Layout().labels, 'land13')
+    if figure and not figure.lower().endswith(('.png','.jpg','.jpeg','.pdf','.svg','.webp')): raise InputError(f'{figure}: no kind of picture; end it in .png, .jpg, .pdf or .svg')
     print(label_distribution(path).to_string())
     if figure:
+        os.makedirs(os.path.dirname(_home(figure)) or '.', exist_ok=True)
         visualize_label_dist(path).savefig(_home(figure), dpi=110, bbox_inches='tight')
         print(f'written to {figure}')
 
@@ -342,9 +344,12 @@ def _pairs(items:list[str]|None, option:str, example:str)->dict[str,float]|None:
     "Read NAME=NUMBER options"
     out = {}
     for item in items or []:
-        k, _, v = item.partition('=')
-        try: out[k] = float(v)
-        except ValueError: raise InputError(f'{option} {item!r}: write it as {option} {example}') from None
+        k, _, v = item.rpartition('=')
+        try: n = float(v)
+        except ValueError: n = math.nan
+        if not k or not 0<=n<1e15 or n>=1 and n!=int(n): raise InputError(f'{option} {item!r}: write it as {option} {example}')
+        if k in out: raise InputError(f'{option} names {k} twice; give it once')
+        out[k] = int(n) if n>=1 else n
     return out or None
 
 # %% ../nbs/11_cli.ipynb #640cabbb
@@ -369,15 +374,16 @@ def make(
     max_empty:Annotated[Optional[float], typer.Option(min=0, max=1, help='Most chips that show no class, a share.', show_default=False)]=None,
     max_unmapped:Annotated[float, typer.Option(min=0, max=1, help='Most chips of which nothing is known, a share.')]=0.,
     keep_newer:Annotated[bool, typer.Option('--keep-newer', help='Believe labels that were mapped after the picture was taken.')]=False,
+    undated:Annotated[bool, typer.Option('--undated', help='Keep chips of unknown date.')]=False,
     seed:Annotated[int, typer.Option(help='Another number, another split.')]=0):
     "Join chips and labels, split them by blocks of ground, and keep that as a version."
     from imagesim.dataset import make_dataset
     caps, quotas = _pairs(cap, '--cap', 'forest=5000'), _pairs(quota, '--quota', 'railway=200')
-    whole = lambda d: {k:int(v) if v>=1 else v for k,v in d.items()}
     ds = make_dataset(name, _home(chips), _home(labels), _home(schema), _home(tiles), _home(out), min_valid=min_valid, max_cloud=max_cloud, max_off_nadir=max_off_nadir, since=since, until=until,
-                      block_level=block_level, gap=gap, max_empty=max_empty, max_unmapped=max_unmapped, newer='keep' if keep_newer else 'unmapped', seed=seed,
-                      caps=caps and {'class':whole(caps)}, quotas=quotas and {'class':whole(quotas)}, **(dict(split=s) if (s := _pairs(split, '--split', 'train=0.8')) else {}))
+                      block_level=block_level, gap=gap, max_empty=max_empty, max_unmapped=max_unmapped, newer='keep' if keep_newer else 'unmapped', undated=undated, seed=seed,
+                      caps=caps and {'class':caps}, quotas=quotas and {'class':quotas}, **(dict(split=s) if (s := _pairs(split, '--split', 'train=0.8')) else {}))
     print(ds, ds.funnel.to_string(index=False), f'{"made" if ds.is_new else "was there already"}: {ds.path}', sep='\n')
+    raise typer.Exit(int(bool(ds.manifest['problems'])))
 
 # %% ../nbs/11_cli.ipynb #4f0aa538
 @dataset_app.command(name='list')
