@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .infra import ImagesimError, InputError, MissingError, _suggest, exists, fingerprint, is_remote, one_line, read_bytes
+from .infra import ImagesimError, InputError, MissingError, exists, fingerprint, is_remote, one_line, read_bytes, suggest
 
 # %% ../nbs/03a_classes.ipynb #be09a250
 _number = re.compile(r'\s*([-+]?\d+(?:[.,]\d+)?)')
@@ -125,6 +125,7 @@ def sizes(self:TagIndex, what:str)->np.ndarray: # (n,) square metres of areas, m
         self.memo[what][of] = (shapely.area if what=='area_m2' else shapely.length)(self.shapes[of])
     return self.memo[what]
 
+# %% ../nbs/03a_classes.ipynb #7363bf58
 @patch
 def inside(self:TagIndex, rows:np.ndarray, areas:np.ndarray)->np.ndarray: # bool a row
     "Tell which of the features `rows` have their inner point in another feature, one of `areas`"
@@ -213,7 +214,7 @@ class ClassSchema:
     def __getitem__(self, name:str)->LabelClass:
         for c in self.classes:
             if c.name==name: return c
-        raise InputError(f'schema {self.name!r} has no class {name!r}; {_suggest(name, self.names)}')
+        raise InputError(f'schema {self.name!r} has no class {name!r}; {suggest(name, self.names)}')
     def __repr__(self): return f'ClassSchema({self.name!r}, version {self.version}: {", ".join(self.names)})'
 
 # %% ../nbs/03a_classes.ipynb #5df47787
@@ -296,7 +297,7 @@ class _Check:
     def known(self, d:dict, path:tuple, names, what:str):
         "Note keys that mean nothing"
         for k in d:
-            if k not in names: self.wrong(path+(k,), f'{what} has no key {k!r}; {_suggest(k, names)}')
+            if k not in names: self.wrong(path+(k,), f'{what} has no key {k!r}; {suggest(k, names)}')
     def take(self, d:dict, path:tuple, key:str, types, default=_MISSING, says:str=''):
         "Take a value of the right type"
         if key not in d:
@@ -380,7 +381,7 @@ def filter(self:_Check, d, path:tuple, extra:tuple=())->Filter:
 def named(self:_Check, name:str, path:tuple)->Filter:
     "Look a filter up in [filters]"
     known = self.data.get('filters') or {}
-    if not isinstance(known, dict) or name not in known: self.wrong(path, f'no filter {name!r} in [filters]; {_suggest(name, known) if known else "there is no such section"}')
+    if not isinstance(known, dict) or name not in known: self.wrong(path, f'no filter {name!r} in [filters]; {suggest(name, known) if known else "there is no such section"}')
     elif name in self.building: self.wrong(path, f'filter {name!r} asks for itself: {" > ".join([*self.building, name])}')
     else:
         self.building.append(name)
@@ -437,7 +438,7 @@ def label_class(self:_Check, d, path:tuple, seen:dict)->LabelClass|None:
     colour = text('colour', _palette[path[-1]%len(_palette)], 'a colour such as "#1e7a3c"')
     if not re.fullmatch('#[0-9a-fA-F]{6}', colour): self.wrong(path+('colour',), f'colour is {colour!r}; write # and six hexadecimal digits, such as "#1e7a3c"')
     for k,v,ok in (('measure',measure,MEASURES), ('kind',kind,KNOWN_BY)):
-        if v not in ok: self.wrong(path+(k,), f'{k} is {v!r}; {_suggest(v, ok)}')
+        if v not in ok: self.wrong(path+(k,), f'{k} is {v!r}; {suggest(v, ok)}')
     present = self.amount(d, path, measure)
     rule = self.filter(d, path, _CLASS_KEYS)
     rule = self.class_rule(rule, path, measure)
@@ -498,11 +499,12 @@ def parse_schema(
         raise SchemaError(f'{source}, ' + '\n'.join(told[:20]) + (f'\nand {len(told)-20} more' if len(told)>20 else ''))
     return ClassSchema(name, version, about, classes, text)
 
-# %% ../nbs/03a_classes.ipynb #4d206c6e
+# %% ../nbs/03a_classes.ipynb #1338a474
 def schema_names()->list[str]:
     "Name the schemas that come with imagesim"
     return sorted(f.name.removesuffix('.toml') for f in files('imagesim').joinpath('assets/schemas').iterdir() if f.name.endswith('.toml'))
 
+# %% ../nbs/03a_classes.ipynb #4d206c6e
 def read_schema(
     schema:'str|Path|ClassSchema' # A name ('land13'), or the path of a .toml file, local or s3://; a schema is returned as it is
 )->ClassSchema:
@@ -513,7 +515,7 @@ def read_schema(
     if s in schema_names(): return parse_schema(files('imagesim').joinpath(f'assets/schemas/{s}.toml').read_text(encoding='utf-8'), s)
     if not s.endswith('.toml') or not exists(s):
         if '/' in s or s.endswith('.toml'): raise MissingError(f'{s}: no such schema file; known by name: {", ".join(schema_names())}')
-        raise InputError(f'no schema {s!r}; {_suggest(s, schema_names())}, or give the path of a .toml file')
+        raise InputError(f'no schema {s!r}; {suggest(s, schema_names())}, or give the path of a .toml file')
     try: return parse_schema(read_bytes(s).decode('utf-8'), s)
     except UnicodeDecodeError: raise SchemaError(f'{s} is not UTF-8 text') from None
 
@@ -536,6 +538,7 @@ def index(self:ClassSchema,
     parts = [f for c in self for f in (c.rule, c.excluded_by, c.hinted_by) if f]
     return TagIndex(gdf, set(also).union(*(f.keys() for f in parts)))
 
+# %% ../nbs/03a_classes.ipynb #93aa741e
 @patch
 def match(self:ClassSchema,
     features # GeoDataFrame of `read_osm`, or the TagIndex of one
@@ -553,6 +556,7 @@ def match_steps(self:ClassSchema,
     ix = features if isinstance(features, TagIndex) else self.index(features)
     return np.stack([np.stack([c.rule.where(ix, step) for c in self], axis=1) for step in range(len(STEPS))])
 
+# %% ../nbs/03a_classes.ipynb #80a51acf
 @patch
 def excluders(self:ClassSchema,
     features # As for `match`

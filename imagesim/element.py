@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OSM_FILE', 'FORM', 'META', 'OSM_CREDIT', 'HEAD_BYTES', 'node_form', 'way_form', 'relation_form', 'osm_path',
-           'element_fault', 'check_osm', 'write_osm', 'path_cell', 'read_elements', 'osm_state', 'merge_elements',
-           'tag_counters']
+           'element_fault', 'check_osm', 'write_osm', 'no_gc', 'loads_json', 'path_cell', 'read_elements', 'osm_state',
+           'merge_elements', 'tag_counters']
 
 # %% ../nbs/01a_element.ipynb #fe113406
 import gc, json, math, re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from itertools import chain
 from operator import itemgetter
@@ -71,12 +72,13 @@ def osm_path(
     root:str|Path, # The delivery, or another root for OSM; local or s3://
     cell:'Cell|str' # Level 12
 )->str:
-    "Put together where a cell's OSM file lies"
+    "Give the path of a cell's OSM file"
     cell = Cell.parse(cell)
-    if cell.level!=ARD_LEVEL: raise InputError(f'{cell.id} is of level {cell.level}; OSM files are kept a level-{ARD_LEVEL} cell')
+    if cell.level!=ARD_LEVEL: raise InputError(f'{cell.id} is of level {cell.level}; OSM files are kept by level-{ARD_LEVEL} cells; pass cell.parent({ARD_LEVEL}) or its children')
     return join(root, f'{cell.zone:02d}', cell.quadkey, OSM_FILE)
 
 # %% ../nbs/01a_element.ipynb #86f18e9a
+# Keys of an element, in order; the last three are optional
 FORM = dict(nodes=('id','lon','lat','tags','version','timestamp'), ways=('id','nodes','geometry','tags','version','timestamp'),
             relations=('id','members','tags','version','timestamp'))
 _number, _edge = (int,float), dict(lon=180, lat=90)
@@ -109,7 +111,7 @@ _body_fault = dict(nodes=lambda e: _place_fault((e['lon'],e['lat'])), ways=_geom
 # %% ../nbs/01a_element.ipynb #70c809c8
 def element_fault(
     kind:str, # 'nodes', 'ways' or 'relations'
-    e # Anything that claims to be such an element
+    e # What should be such an element
 )->str|None: # None when nothing is wrong
     "Say what is wrong with one element"
     if type(e) is not dict: return f'is {type(e).__name__}, not an object'
@@ -156,8 +158,18 @@ def _all_fine(kind, es)->bool:
     return (_types(tags, dict) and _types(chain.from_iterable(tags), str) and _types(chain.from_iterable(map(dict.values, tags)), str)
             and _types([e['version'] for e in es if 'version' in e], int) and _types([e['timestamp'] for e in es if 'timestamp' in e], str))
 
+# %% ../nbs/01a_element.ipynb #5c747d35
+def _meta_fault(meta, cell:'Cell|None', whole:bool=False)->str|None:
+    "Say what is wrong with the meta of a file: of another cell, or (of a `whole` file) without source and counts"
+    if type(meta) is not dict: return 'meta is not an object'
+    if cell and meta.get('cell') not in (None, cell.id): return f"is of cell {meta['cell']!r:.40}, not {cell.id}"
+    if not whole: return None
+    counts = meta.get('counts')
+    if type(meta.get('source')) is not str: return 'meta does not name the source'
+    if type(counts) is not dict or not all(type(counts.get(k)) is int and counts[k]>=0 for k in FORM): return 'meta holds no counts'
+
 # %% ../nbs/01a_element.ipynb #d9bd959f
-_refetch = 'fetch the cell again (imagesim osm --refresh)'
+_refetch = 'delete it and fetch the cell again (imagesim osm)'
 
 def _culprit(kind, es)->str:
     "Find the first element that is wrong"
@@ -180,7 +192,7 @@ def check_osm(
     if not (type(data['quadkey']) is str and re.fullmatch(f'[0-3]{{{ARD_LEVEL}}}', data['quadkey'])):
         raise CorruptError(f"{path}: quadkey {data['quadkey']!r:.40} is not that of a cell; {_refetch}")
     if cell and cell.quadkey!=data['quadkey']: raise CorruptError(f"{path}: is of cell {data['quadkey']}, not {cell.quadkey}; {_refetch}")
-    if type(data['meta']) is not dict: raise CorruptError(f'{path}: meta is not an object; {_refetch}')
+    if why := _meta_fault(data['meta'], cell): raise CorruptError(f'{path}: {why}; {_refetch}')
     for k in FORM:
         if type(data[k]) is not list: raise CorruptError(f'{path}: {k} is not a list; {_refetch}')
         if not _all_fine(k, data[k]): raise CorruptError(f'{path}: {_culprit(k, data[k])}; {_refetch}')
@@ -236,7 +248,7 @@ def write_osm(
     path:str|Path, # Local or s3://; see `osm_path`
     cell:'Cell|str', # Level 12
     elements:dict, # 'nodes', 'ways', 'relations': lists of elements
-    meta:dict # 'source' at least; what else is known of META
+    meta:dict # 'source' ('overpass' or 'extract') at least, and whatever else of META is known
 )->dict: # The whole meta, as written
     "Write a cell's OSM file, whole or not at all"
     cell = Cell.parse(cell)
@@ -245,26 +257,38 @@ def write_osm(
     write_bytes(path, _dumps(dict(quadkey=cell.quadkey, meta=meta, **{k:_in_form(k, elements[k]) for k in FORM}))+b'\n')
     return meta
 
-# %% ../nbs/01a_element.ipynb #d6ba54f6
-_surrogate = re.compile(rb'\\u[dD][89a-fA-F]')
-
-def _loads(data:bytes, path): # What the JSON holds
-    "Read JSON; escapes that are no valid Unicode too"
-    collecting = gc.isenabled()
-    gc.disable() # a million new objects, none of them garbage: looking for some would take longer than parsing
-    try: return orjson.loads(data)
-    except orjson.JSONDecodeError as e: why = one_line(e)
+# %% ../nbs/01a_element.ipynb #710ce1f9
+@contextmanager
+def no_gc():
+    "Switch the search for garbage off while many objects are made, all of which are kept"
+    on = gc.isenabled()
+    gc.disable()
+    try: yield
     finally:
-        if collecting: gc.enable()
-    try:
-        if _surrogate.search(data): return json.loads(data)
-    except (ValueError, RecursionError): pass
-    raise CorruptError(f'{path}: not valid JSON ({why}); {_refetch}')
+        if on: gc.enable()
+
+# %% ../nbs/01a_element.ipynb #12e6e4db
+def loads_json(
+    data:bytes
+): # What the JSON holds; ValueError if it is none
+    "Read JSON, text that is no valid Unicode included: orjson refuses the lone surrogates that some tags have"
+    with no_gc():
+        try: return orjson.loads(data)
+        except orjson.JSONDecodeError:
+            if not re.search(rb'\\u[dD][89a-fA-F]', data): raise
+    try: return json.loads(data)
+    except RecursionError: raise ValueError('nested too deep') from None
+
+# %% ../nbs/01a_element.ipynb #d6ba54f6
+def _loads(data:bytes, path): # What the JSON holds
+    "Read the JSON of an OSM file"
+    try: return loads_json(data)
+    except ValueError as e: raise CorruptError(f'{path}: not valid JSON ({one_line(e)}); {_refetch}') from None
 
 def path_cell(
     path:str|Path # Ends in <zone>/<quadkey>/osm_data.json
 )->'Cell|None': # None where the folders say nothing
-    "Tell from its folders which cell an OSM file is of"
+    "Tell from the folders of a path which cell an OSM file is of"
     m = re.search(f'(?:^|[/\\\\])([0-9]{{2}})[/\\\\]([0-3]{{{ARD_LEVEL}}})[/\\\\][^/\\\\]*$', str(path))
     return Cell(int(m[1]), m[2]) if m and 1<=int(m[1])<=60 else None
 
@@ -287,7 +311,7 @@ def osm_state(
     m = _head_re.match(text := head.decode(errors='replace'))
     try: meta = json.JSONDecoder().raw_decode(text, m.end())[0]
     except (AttributeError, ValueError, RecursionError): raise CorruptError(f'{path}: does not begin with quadkey and meta; {_refetch}') from None
-    if type(meta) is not dict: raise CorruptError(f'{path}: meta is not an object; {_refetch}')
+    if why := _meta_fault(meta, path_cell(path), whole=True): raise CorruptError(f'{path}: {why}; {_refetch}')
     if not tail.rstrip().endswith(b']}'): raise CorruptError(f'{path}: is cut off; {_refetch}')
     cell = path_cell(path)
     if cell and cell.quadkey!=m[1]: raise CorruptError(f'{path}: is of cell {m[1]}, not {cell.quadkey}; {_refetch}')

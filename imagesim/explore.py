@@ -32,8 +32,8 @@ from .ard import ARD_LEVEL, CHIP_LEVEL, GRID_M, Cell, TileList, parse_chip, read
 from .classes import read_schema
 from .element import OSM_CREDIT, OSM_FILE, osm_path
 from .feature import read_osm, tag_table
-from .infra import (CorruptError, ImagesimError, InputError, MissingError, _suggest, exists, file_info, get_settings, is_dir, is_remote, join,
-    list_files, one_line, s3_endpoint)
+from .infra import (CorruptError, ImagesimError, InputError, MissingError, exists, file_info, get_settings, is_dir, is_remote, join,
+    list_files, one_line, s3_endpoint, suggest)
 from .labels import label_places, label_ruler, labels_of, why
 from .read import ChipStore, contact_sheet, index_path, read_chip_index
 
@@ -221,6 +221,7 @@ def styled(fn):
             return fig
     return draw
 
+# %% ../nbs/04_explore.ipynb #afb1dc37
 def signed(fig, *credits):
     "Put credits at the foot of a figure"
     text = ' · '.join(dict.fromkeys(c for c in credits if c))
@@ -378,7 +379,7 @@ def visualize_classes_per_place(
     for ax,v,colour,what in zip(axs, (c.many, c.unmapped), ('#4c78a8','#cbbf9f'), ('present','unmapped')):
         top = max(1, np.flatnonzero(v).max())
         ax.bar(range(top+1), v[:top+1]/c.rows*100, color=colour)
-        ax.set(xlabel=f'classes {what}', xticks=range(top+1)); ax.set_title(f'{(v*np.arange(len(v))).sum()/c.rows:.1f} classes {what} a {c.unit}')
+        ax.set(xlabel=f'classes {what}', xticks=range(top+1)); ax.set_title(f'{what} in a {c.unit}: {(v*np.arange(len(v))).sum()/c.rows:.1f} classes on average')
     axs[0].set_ylabel(f'% of {c.rows:,} {c.unit}s')
     return signed(fig, c.credit)
 
@@ -405,7 +406,7 @@ def _prefix(where)->str:
 @patch
 def check_class(self:LabelFrame, name:str)->str: # The same
     "Refuse a class that the labels don't have"
-    if name not in self.classes: raise InputError(f'{self.name} has no class {name!r}; {_suggest(str(name), self.classes)}')
+    if name not in self.classes: raise InputError(f'{self.name} has no class {name!r}; {suggest(str(name), self.classes)}')
     return name
 
 # %% ../nbs/04_explore.ipynb #2a97b14f
@@ -725,7 +726,7 @@ def tag_counts(
     if key is not None:
         keys = t.key.unique().tolist()
         t = t[t.key==key]
-        if not len(t): raise InputError(f'{ard_path}: no element has the key {key!r}; {_suggest(key, keys) if len(keys)<=40 or get_close_matches(key, keys, 1) else "the most frequent are "+", ".join(keys[:8])}')
+        if not len(t): raise InputError(f'{ard_path}: no element has the key {key!r}; {suggest(key, keys) if len(keys)<=40 or get_close_matches(key, keys, 1) else "the most frequent are "+", ".join(keys[:8])}')
     t = t.assign(total=t.nodes+t.ways+t.relations).reset_index(drop=True)
     return t.head(top) if top else t
 
@@ -784,7 +785,7 @@ def visualize_coverage(
     fig,ax = plt.subplots(figsize=(8,3.4))
     size = 30+570*np.sqrt(dated.km2.fillna(1)/max(1e-9, dated.km2.fillna(1).max()))
     blind = dated.off_nadir.isna()
-    ax.axhspan(30, 50, color='#e45756', alpha=.07, lw=0)
+    ax.axhspan(30, 50, color='#e45756', alpha=.07, lw=0); ax.text(.01, 30.6, 'beyond 30°', transform=ax.get_yaxis_transform(), fontsize=7.5, color='#b55')
     dots = ax.scatter(dated.when[~blind], dated.off_nadir[~blind], s=size[~blind], c=dated.cloud[~blind].fillna(0)*100, cmap='YlGnBu_r', vmin=0, vmax=max(20, dated.cloud.max()*100 if dated.cloud.notna().any() else 0), edgecolor='#555', linewidth=.8, zorder=3)
     ax.scatter(dated.when[blind], np.zeros(blind.sum()), marker='x', color='#999', label='view unknown')
     middle = dated.when.min()+(dated.when.max()-dated.when.min())/2+pd.Timedelta(days=1)

@@ -107,9 +107,6 @@ def suggest(
     close = get_close_matches(name, known, n=1) or get_close_matches(name.lower(), known, n=1)
     return f'did you mean {close[0]!r}?' if close else f"known: {', '.join(sorted(known))}"
 
-# %% ../nbs/00_infra.ipynb #99a411ea
-_suggest = suggest # until nobody calls it so any more
-
 # %% ../nbs/00_infra.ipynb #161b834c
 def get_settings(
     **overrides # Settings given by the caller; None means not given

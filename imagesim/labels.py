@@ -26,7 +26,7 @@ from .ard import ARD_LEVEL, CELL_M, CHIP_LEVEL, Cell, parse_chip, reproject
 from .classes import STEPS, ClassSchema, Filter, LabelClass, TagIndex, TagTest, read_schema
 from .element import OSM_CREDIT, OSM_FILE, osm_path, read_elements
 from .feature import elements_gdf, read_osm
-from .infra import (CorruptError, ImagesimError, InputError, MissingError, Skip, Summary, _plural, exists, file_info, fingerprint, get_settings,
+from .infra import (CorruptError, ImagesimError, InputError, MissingError, Skip, Summary, exists, file_info, fingerprint, get_settings,
     is_dir, join, list_dirs, list_files, map_items, one_line, progress, read_bytes, write_bytes)
 
 # %% ../nbs/03b_labels.ipynb #bf5d47d0
@@ -43,13 +43,6 @@ def _polygon_edges(areas:np.ndarray, owner:np.ndarray): # starts (n,2), ends (n,
     turn = np.bincount(ring, ax*by-bx*ay, minlength=len(rings))
     weight = np.where(turn>0, -1., 1.)*np.where(outer, 1., -1.)
     return a, b, owner[which[part[ring]]], weight[ring]
-
-def _line_edges(lines:np.ndarray, owner:np.ndarray): # starts, ends, owner
-    "Take lines apart into edges"
-    parts, which = shapely.get_parts(lines, return_index=True)
-    xy, line = shapely.get_coordinates(parts, return_index=True)
-    same = line[1:]==line[:-1]
-    return xy[:-1][same], xy[1:][same], owner[which[line[:-1][same]]]
 
 # %% ../nbs/03b_labels.ipynb #e5b6eaaa
 def _crossings(a, b, ca, cb, lines, k): # edge, share of the way along it
@@ -101,21 +94,7 @@ def area_grid(
     above = np.cumsum(over[:,:,::-1], axis=2)[:,:,::-1] # edges in this row or a higher one: the rows below them are full
     return own[:,:,:ny]+above[:,:,1:]*np.diff(ys)
 
-# %% ../nbs/03b_labels.ipynb #cb7800fc
-def _polygon_edges(areas:np.ndarray, owner:np.ndarray): # starts (n,2), ends (n,2), owner (n,), weight (n,): 1 or -1
-    "Take areas apart into edges that, weighted, run clockwise round outlines and the other way round holes"
-    parts, which = shapely.get_parts(areas, return_index=True)
-    rings, part = shapely.get_rings(parts, return_index=True)
-    outer = np.r_[True, part[1:]!=part[:-1]][:len(part)]
-    xy, ring = shapely.get_coordinates(rings, return_index=True)
-    same = ring[1:]==ring[:-1]
-    a, b, ring = xy[:-1][same], xy[1:][same], ring[:-1][same]
-    mid = xy.mean(0) if len(xy) else np.zeros(2) # sums of products near 0 are exact
-    (ax,ay), (bx,by) = (a-mid).T, (b-mid).T
-    turn = np.bincount(ring, ax*by-bx*ay, minlength=len(rings))
-    weight = np.where(turn>0, -1., 1.)*np.where(outer, 1., -1.)
-    return a, b, owner[which[part[ring]]], weight[ring]
-
+# %% ../nbs/03b_labels.ipynb #cc4ea2b2
 def _line_edges(lines:np.ndarray, owner:np.ndarray): # starts, ends, owner
     "Take lines apart into edges"
     parts, which = shapely.get_parts(lines, return_index=True)
@@ -138,6 +117,7 @@ def length_grid(
     size = np.hypot(*(q-p)[ok].T)
     return np.bincount((owner[edge[ok]]*nx+col[ok])*ny+row[ok], size, minlength=layers*nx*ny).reshape(layers,nx,ny)
 
+# %% ../nbs/03b_labels.ipynb #49bba7a0
 def count_grid(points:np.ndarray, owner, layers, xs, ys)->np.ndarray: # (layers, columns, rows)
     "Count points, (n, 2), in each grid square"
     nx, ny = len(xs)-1, len(ys)-1
@@ -248,6 +228,7 @@ def touched(
     i,j = shapely.STRtree(grid.boxes()).query(shapes[rest], predicate='intersects')
     return np.r_[here, rest[i]], np.r_[where[c0[here].astype(int), r0[here].astype(int)], j]
 
+# %% ../nbs/03b_labels.ipynb #d5b8f7e5
 def newest_touch(hits:np.ndarray, seconds:np.ndarray, pairs:tuple, n:int)->np.ndarray: # (classes, n) seconds since 1970; NEVER where none
     "Find the time of the newest feature of each class that touches each place"
     feature, place = pairs
@@ -302,6 +283,7 @@ EVIDENCE_KEYS = set().union(*(f.keys() for f in (ROADS, STREETS, WAYS, VERGES, D
 STREET_M, LINED, SAMPLE_M, NEAR_M = 300., 0.6, 25., 20. # metres of street around a place, share of them with a building within NEAR_M, of samples every SAMPLE_M
 YARD_M, VERGE_M, GAP, GAP_PARTS = 15., 3., 0.05, 16     # ground that is not open, further than this from any building and road, is a gap: a building may be missing
 
+# %% ../nbs/03b_labels.ipynb #20b78efb
 def around(grid:np.ndarray)->np.ndarray: # (…, n, n)
     "Sum each place with its eight neighbours; the grid has one place more on every side"
     n = grid.shape[-1]-2
@@ -372,6 +354,7 @@ def junctions(self:Streets, roads:np.ndarray, ways:np.ndarray, dead:np.ndarray)-
     other = ways[way]!=road[end]
     return ends, (end[other], ways[way][other])
 
+# %% ../nbs/03b_labels.ipynb #007e2fe1
 @patch
 def loose(self:Streets,
     without:np.ndarray|None=None, # Features to leave out, bool
@@ -387,13 +370,15 @@ def loose(self:Streets,
     led[end] = True
     return around(self.count(self.ends[~led]))
 
+# %% ../nbs/03b_labels.ipynb #1f5410de
 @patch
 def squares(self:Streets, xy:np.ndarray)->tuple: # column, row of the grid with its margin
     return tuple(np.clip(np.searchsorted(l, xy[:,k], 'right')-1, 0, self.grid.n+1) for k,l in enumerate(self.xy))
 
-# %% ../nbs/03b_labels.ipynb #e590f807
+# %% ../nbs/03b_labels.ipynb #10e8af55
 PRESENT, ABSENT, UNMAPPED = 1, 0, -1
 
+# %% ../nbs/03b_labels.ipynb #a99ba962
 @dataclass
 class CellLabels:
     "The labels of a cell, and what they were concluded from"
@@ -411,6 +396,7 @@ class CellLabels:
     def states(self)->np.ndarray: # (classes, 1024): PRESENT, ABSENT or UNMAPPED
         return np.stack([class_states(c, *self.measures[:,i], self.known[i]) for i,c in enumerate(self.schema)])
 
+# %% ../nbs/03b_labels.ipynb #496c66f3
 def class_states(c:LabelClass, m, smaller, larger, known)->np.ndarray: # int8
     "Decide between present, absent and unmapped"
     present = (m>=c.present) & (smaller>=c.present/2)
@@ -568,7 +554,7 @@ def label_places(
     run.extra = {name:sum(v[name] for v in run.values) for name in schema.names} if run.values else {}
     return run
 
-# %% ../nbs/03b_labels.ipynb #6e80147c
+# %% ../nbs/03b_labels.ipynb #2bd249e1
 def labels_meta(path:str|Path)->dict:
     "Read what a file of labels says of itself"
     try: meta = (pq.read_schema(pa.BufferReader(read_bytes(path))).metadata or {}).get(b'imagesim')
@@ -578,6 +564,7 @@ def labels_meta(path:str|Path)->dict:
     if meta is None: raise CorruptError(f'{path}: not a file of labels; its metadata has no entry `imagesim`')
     return orjson.loads(meta)
 
+# %% ../nbs/03b_labels.ipynb #6e80147c
 def read_labels(
     path:str|Path, # A file of labels, or a folder of them (one schema); local or s3://
     columns:list[str]|None=None, # Classes to read; all when None
@@ -643,7 +630,7 @@ class WhyTable(pd.DataFrame):
         for name,r in self.iterrows():
             if r.present: continue
             why = ('no feature has its tags' if not r['by tags'] else
-                   f"{_plural(int(r.left),'feature')} left, and too little of it in every place" if r.left else
+                   f"{int(r.left):,} feature{'' if r.left==1 else 's'} left, and too little of it in every place" if r.left else
                    'every feature with its tags was ruled out: ' + ', '.join(f'{int(r[k])} {k}' for k in WHY_COLUMNS[1:6] if r[k]))
             out.append(f'{name}: {why}')
         return out
@@ -653,6 +640,7 @@ class WhyTable(pd.DataFrame):
         hints = ''.join(f'<li>{escape(h)}</li>' for h in self.hints())
         return pd.DataFrame(self)._repr_html_() + (f'<ul>{hints}</ul>' if hints else '')
 
+# %% ../nbs/03b_labels.ipynb #d15a0656
 def _why_cell(path:str, schema:ClassSchema, cell:Cell)->pd.DataFrame:
     "Account for the features of one cell"
     data = read_elements(path)
@@ -743,7 +731,7 @@ def label_ruler(
     schema:'ClassSchema|str|Path'='land13',
     zone:int|None=None,
     share:float=0.3, block_level:int=14, draws:int=10, seed:int=0 # As for `drop_test`
-)->tuple: # DataFrame: places, false (share of truly present places that read absent), negatives, kept (share of them that read absent); Figure
+)->tuple: # DataFrame: places (with the class), tried (the same over all draws), false (share of truly present places that read absent), negatives, kept (share of them that read absent); Figure
     "Measure the rule on a real extract: what it wrongly calls absent, and what it keeps"
     if isinstance(source, (str,Path)):
         schema = read_schema(schema)
@@ -760,13 +748,13 @@ def label_ruler(
 def _ruler_figure(table:pd.DataFrame, schema:ClassSchema):
     "Draw false absences and kept negatives side by side"
     import matplotlib.pyplot as plt
-    fig,axs = plt.subplots(1, 2, figsize=(8.4, .28*len(table)+1.1), dpi=80, sharey=True)
+    fig,axs = plt.subplots(1, 2, figsize=(8.4, .28*len(table)+1.3), dpi=80, sharey=True)
     y = np.arange(len(table))
-    for ax,col,colour,title in ((axs[0],'false','#c0392b','present, and called absent'), (axs[1],'kept','#2e7d4f','absent, and known to be')):
+    for ax,col,colour,title in ((axs[0],'false','#c0392b','wrong: taken away, and called absent'), (axs[1],'kept','#2e7d4f','kept: not there, and called absent')):
         v = table[col].to_numpy(float)*100
         ax.barh(y, np.nan_to_num(v), color=colour, height=.62)
         for k,x in zip(y,v): ax.text((0 if np.isnan(x) else x)+1.5, k, 'none to try' if np.isnan(x) else f'{x:.1f} %', va='center', fontsize=8, color='#999' if np.isnan(x) else '#222')
-        ax.set(xlim=(0,118), xticks=(0,50,100)); ax.set_title(title, fontsize=9, loc='left'); ax.tick_params(length=0, labelsize=8)
+        ax.set(xlim=(0,118), xticks=(0,50,100)); ax.set_xlabel('% of such places', fontsize=8); ax.set_title(title, fontsize=9, loc='left'); ax.tick_params(length=0, labelsize=8)
         for s in ('top','right','left'): ax.spines[s].set_visible(False)
     axs[0].set_yticks(y, [schema[n].title for n in table.index], fontsize=8); axs[0].invert_yaxis()
     fig.tight_layout(); plt.close(fig)

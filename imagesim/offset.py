@@ -216,6 +216,7 @@ def _arrows(ax, o:Offset, cell:Cell):
     for x,y,good in zip(b.x/1000, b.y/1000, ok): ax.add_patch(plt.Rectangle((x-side/2,y-side/2), side, side, facecolor='#eef3f8' if good else UNMAPPED_COLOUR, edgecolor='#cfd6dd', lw=.5))
     g = b[ok]
     if len(g):
+        ax.text(.03, .03, 'darker arrow: higher score', transform=ax.transAxes, fontsize=7.5, color='#555')
         most = max(2., np.hypot(g.dx, g.dy).max())
         q = ax.quiver(g.x/1000, g.y/1000, g.dx, g.dy, np.clip(g.score,0,20), cmap='viridis_r', clim=(4,20), angles='xy', scale_units='xy', scale=most/side*1.1, width=.009, pivot='middle', zorder=3)
         ax.quiverkey(q, .88, .05, math.ceil(most/2), f'{math.ceil(most/2)} m', labelpos='N', labelsep=.04, fontproperties=dict(size=8))

@@ -1,4 +1,4 @@
-"""Datasets: encodings without loss, splits without leaks, funnels that add up, versions that stay as they are"""
+"""Datasets: splits without leaks, funnels that add up, versions that stay as they are"""
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -6,58 +6,15 @@ import numpy as np, orjson, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, 
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from imagesim.ard import Cell, _outline, serving_cells
-from imagesim.dataset import (FILES, Dataset, cells_of_two_zones, diff_datasets, grid_numbers, invent_delivery, list_datasets, make_dataset, overlaps_between_splits, pull_dataset,
-    push_dataset, read_labels_table, second_copies, show_dataset, spread_blocks, to_dense, to_sparse, verify_dataset, _caps)
+from imagesim.dataset import FILES, Dataset, diff_datasets, invent_delivery, list_datasets, make_dataset, pull_dataset, push_dataset, show_dataset, verify_dataset
+from imagesim.encoding import read_labels_table, to_sparse
 from imagesim.infra import CorruptError, ImagesimError, InputError, MissingError, StorageError
 from imagesim.read import INDEX_SCHEMA, ChipIndex, index_path, write_chip_index
 
 ROOT = Path(__file__).resolve().parent.parent
 quick = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], derandomize=True)
 
-# ---------------------------------------------------------------- encodings
-
-names = st.lists(st.text(st.characters(blacklist_categories=('Cc','Cs'), blacklist_characters='\x85\u2028\u2029'), min_size=1, max_size=8).map(str.strip).filter(
-    lambda s: s and s.lower() not in ('feature','present','unmapped')), min_size=1, max_size=5, unique_by=str.lower)
-
-@st.composite
-def tables(draw):
-    "Sparse tables with odd class names"
-    classes, rows = draw(names), draw(st.integers(0, 6))
-    cols = {c:pd.array(draw(st.lists(st.sampled_from([0,1,None]), min_size=rows, max_size=rows)), dtype='Int8') for c in classes}
-    return pd.DataFrame({'Feature':pd.Series([f'Z33-{i:017o}_X.jpg' for i in range(rows)], dtype=object), **cols})
-
 def same(a, b): pd.testing.assert_frame_equal(a.astype({c:'Int8' for c in a.columns[1:]}), b, check_dtype=False, check_column_type=False)
-
-@settings(max_examples=60, **quick)
-@given(tables())
-def test_frames_convert_without_loss(t): same(t, to_sparse(to_dense(t)))
-
-@settings(max_examples=12, **quick)
-@given(t=tables(), kind=st.sampled_from(['csv','parquet']), via=st.sampled_from(['csv','parquet']))
-def test_files_convert_without_loss(tmp_path, t, kind, via):
-    t.to_csv(tmp_path/'t.csv', index=False) if kind=='csv' else t.to_parquet(tmp_path/'t.parquet')
-    to_dense(tmp_path/f't.{kind}', tmp_path/f'd.{via}')
-    to_sparse(tmp_path/f'd.{via}', tmp_path/'back.csv', classes=list(t.columns[1:]))
-    to_sparse(tmp_path/f'd.{via}', tmp_path/'back.parquet', classes=list(t.columns[1:]))
-    for f in ('back.csv','back.parquet'): same(t, read_labels_table(tmp_path/f))
-    d = read_labels_table(tmp_path/f'd.{via}', classes=list(t.columns[1:]))
-    assert d.present.tolist()==to_dense(t).present.tolist() and d.unmapped.tolist()==to_dense(t).unmapped.tolist()
-
-def test_tables_that_are_none(tmp_path):
-    d = pd.DataFrame(dict(Feature=['a.jpg'], present=[['roads']], unmapped=[[]]))
-    d.to_json(tmp_path/'x.json')
-    with pytest.raises(InputError, match="'roads', which is unknown; did you mean 'road'"): to_sparse(d, classes=['road','water'])
-    pq.write_table(pa.Table.from_pandas(d, preserve_index=False), tmp_path/'d.parquet')
-    with pytest.raises(InputError, match="'roads', which is unknown; did you mean 'road'"): to_sparse(tmp_path/'d.parquet', tmp_path/'s.csv', classes=['road','water'])
-    assert not (tmp_path/'s.csv').exists()
-    with pytest.raises(InputError, match='twice'): to_sparse(d.assign(unmapped=[['roads']]), classes=['roads'])
-    (tmp_path/'s.csv').write_text('Feature,roads\na.jpg,7\n')
-    with pytest.raises(InputError, match="class 'roads' of 'a.jpg' is '7'"): to_dense(tmp_path/'s.csv', tmp_path/'d.csv')
-    (tmp_path/'n.csv').write_text('name,roads\na.jpg,1\n')
-    with pytest.raises(InputError, match='not a table of labels'): to_dense(tmp_path/'n.csv', tmp_path/'d.csv')
-    (tmp_path/'p.parquet').write_bytes(b'PAR1 no')
-    with pytest.raises(CorruptError, match='not a Parquet file'): to_dense(tmp_path/'p.parquet', tmp_path/'d.csv')
-    with pytest.raises(MissingError): to_dense(tmp_path/'q.parquet', tmp_path/'d.csv')
 
 # ---------------------------------------------------------------- deliveries to try it on
 
@@ -152,27 +109,6 @@ def test_the_splitter_never_leaks(tmp_path_factory, spot, shift, size, level, ga
     assert d.funnel.chips[:-1].sum()==len(d)==len(t) and d.funnel.chips[0]==2*len(places)
     left = serving_cells(sorted(places))
     assert {c.id for c in left}>=set(t.place) and (set(t.place)=={c.id for c in left} or gap or both), 'nothing else is lost'
-
-@settings(max_examples=40, **quick)
-@given(lon=st.sampled_from([-180.,-72.,0.,18.,174.]), lat=st.floats(-70,75), r=st.integers(3,15), holes=st.sampled_from([0.,.2,.7]), seed=st.integers(0,9))
-def test_second_copies_are_those_of_serving_cells(lon, lat, r, holes, seed):
-    rng, places = np.random.default_rng(seed), set()
-    for z in (int((lon+180)//6-1)%60+1, int((lon+180)//6)%60+1):
-        m = Cell.at(lon, lat, 17, zone=z)
-        places |= {Cell.from_xy(z, m.x+i, m.y+j, 17).id for i in range(-r,r) for j in range(-r,r) if rng.random()>=holes}
-    places = sorted(places)
-    assert np.array(places)[~second_copies(places)].tolist()==[c.id for c in serving_cells(places)]
-    assert len(cells_of_two_zones({p[:16] for p in places}))>=2
-
-@settings(max_examples=80, **quick)
-@given(n=st.integers(3,60), k=st.integers(1,6), seed=st.integers(0,999), shares=st.sampled_from([dict(a=.8,b=.1,c=.1), dict(a=.5,b=.5), dict(a=1.), dict(a=.34,b=.33,c=.33)]))
-def test_spreading_is_fair_and_repeats(n, k, seed, shares):
-    rng = np.random.default_rng(seed)
-    counts = np.column_stack([rng.poisson(rng.choice([.05,1,20]), n) for _ in range(k)]+[rng.integers(1,60,n)])
-    at = spread_blocks(counts, shares, seed)
-    assert (at==spread_blocks(counts.copy(), shares, seed)).all() and set(at)==set(range(len(shares))), 'every split has a block'
-    have = np.array([counts[at==s,-1].sum() for s in range(len(shares))])/counts[:,-1].sum()
-    if n>=40: assert np.abs(have-list(shares.values())).max()<.12
 
 def test_classes_are_spread_evenly(data):
     d = make(data, 'even', newer='keep')

@@ -98,7 +98,7 @@ BROKEN = [
 @pytest.mark.parametrize('elements,why', BROKEN, ids=[w for _,w in BROKEN])
 def test_what_is_broken_is_named(elements, why):
     with pytest.raises(CorruptError) as e: check_osm(whole(**elements), 'some/osm_data.json')
-    assert str(e.value).startswith('some/osm_data.json: ') and why in str(e.value) and 'imagesim osm --refresh' in str(e.value) and '\n' not in str(e.value)
+    assert str(e.value).startswith('some/osm_data.json: ') and why in str(e.value) and 'delete it and fetch the cell again (imagesim osm)' in str(e.value) and '\n' not in str(e.value)
 
 @pytest.mark.parametrize('elements,why', BROKEN, ids=[w for _,w in BROKEN])
 def test_what_is_broken_is_not_written(tmp_path, elements, why):
@@ -108,14 +108,14 @@ def test_what_is_broken_is_not_written(tmp_path, elements, why):
 @pytest.mark.parametrize('data,why', [([], 'holds list'), (whole(quadkey='03'), "quadkey '03' is not that of a cell"), (whole(quadkey=5), 'quadkey 5'), (whole(meta=[]), 'meta is not an object'),
     ({k:v for k,v in whole().items() if k!='ways'}, "has no 'ways'"), ({k:v for k,v in whole().items() if k!='meta'}, "has no 'meta'")])
 def test_a_file_without_its_frame(data, why):
-    with pytest.raises(CorruptError, match='--refresh') as e: check_osm(data, 'x.json')
+    with pytest.raises(CorruptError, match='fetch the cell again') as e: check_osm(data, 'x.json')
     assert why in str(e.value)
 
 def test_file_of_another_cell(tmp_path):
     path = osm_path(tmp_path, CELL.neighbours()['E'])
     write_osm(path, CELL, sample(), META)
     for f in (read_elements, osm_state):
-        with pytest.raises(CorruptError, match=f'is of cell {CELL.quadkey}, not'): f(path)
+        with pytest.raises(CorruptError, match=f'is of cell .*{CELL.quadkey}.*, not'): f(path)
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
@@ -138,12 +138,12 @@ def _quick(kind, es):
 @pytest.mark.parametrize('data', [b'', b'{', b'null', b'[]', b'\xff\xfe', b'{"quadkey":"031111123030","meta":{', b'{"nodes":[]}', b'<html>busy</html>', b'{"a":"\\ud800","b":'+b'['*100_000, b'{"quadkey":"031111123030","meta":{},"nodes":[{"id":1,"lon":NaN,"lat":1}],"ways":[],"relations":[]}'])
 def test_files_that_are_none(tmp_path, data):
     (tmp_path/'x.json').write_bytes(data)
-    with pytest.raises(CorruptError, match='x.json: .*--refresh'): read_elements(tmp_path/'x.json')
+    with pytest.raises(CorruptError, match='x.json: .*fetch the cell again'): read_elements(tmp_path/'x.json')
 
 @pytest.mark.parametrize('data', [b'', b'{', b'null', b'{"quadkey":"031111123030","meta":{', b'{"nodes":[]}', b'<html>', b'{"quadkey":"031111123030","meta":[]}', b'{"quadkey":"031111123030","meta":'+b'['*60_000, b'{"quadkey":"031111123030","meta":{},"nodes":[{"id":1'])
 def test_state_of_files_that_are_none(tmp_path, data):
     (tmp_path/'x.json').write_bytes(data)
-    with pytest.raises(CorruptError, match='x.json: .*--refresh'): osm_state(tmp_path/'x.json')
+    with pytest.raises(CorruptError, match='x.json: .*fetch the cell again'): osm_state(tmp_path/'x.json')
 
 def test_every_cut_is_noticed(tmp_path):
     write_osm(tmp_path/'x.json', CELL, sample(), META)

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [['infra'], ['ard', 'read'], ['land', 'paint', 'synth', 'element', 'feature', 'overpass', 'extract', 'osm', 'chip', 'nodata'],
-          ['classes', 'labels', 'explore', 'offset', 'dataset'], ['model', 'train', 'encode'], ['search', 'change'], ['serve', 'cli']]
+          ['classes', 'labels', 'explore', 'offset', 'encoding', 'split', 'dataset'], ['model', 'train', 'encode'], ['search', 'change'], ['serve', 'cli']]
 FLOOR = {name:i for i,names in enumerate(FLOORS) for name in names}
 MODULES = sorted(p for p in (ROOT/'imagesim').glob('*.py') if not p.name.startswith('_'))
 

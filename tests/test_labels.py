@@ -15,7 +15,7 @@ from imagesim.infra import CorruptError, InputError, MissingError
 from imagesim.labels import (ABSENT, PRESENT, UNMAPPED, PlaceGrid, area_grid, class_states, count_grid, disjoint, drop_test, label_features, label_places, label_ruler,
     labels_meta, labels_of, labels_path, length_grid, measure_classes, osm_cells, read_labels, touched, uncovered, why)
 from imagesim.overpass import parse_body
-from imagesim.synth import make_delivery
+from imagesim.synth import QUADKEY, Delivery, Spec, make_delivery
 
 CELL = Cell.parse('Z33-031111123030')
 
@@ -84,10 +84,30 @@ def osm_of(pbf, cells, root):
     for c in cells: write_osm(osm_path(root, c), c, cell_elements(found[c], c), dict(source='extract', extract=Path(pbf).name))
     return root
 
+RULER_CELLS = [Cell(32,q) for q in ('102222202131','102222202133','102222202313','102222203020','102222203200')]
+VALLEY = Cell(32,'102222202311'), Cell(32,'102222203200') # neighbours, the first in the west
+
+def only(root, cells, to):
+    "a folder that holds the OSM files of some cells"
+    for c in cells:
+        Path(osm_path(to, c)).parent.mkdir(parents=True)
+        shutil.copy(osm_path(root, c), osm_path(to, c))
+    return to
+
 @pytest.fixture(scope='module')
-def valley(shared, tmp_path_factory):
-    "two neighbouring cells of Liechtenstein"
-    return osm_of(shared/'osm/liechtenstein-2022.osm.pbf', [Cell(32,'102222203200'), Cell(32,'102222202311')], tmp_path_factory.mktemp('valley'))
+def liechtenstein(shared, tmp_path_factory):
+    "six cells of Liechtenstein, out of one pass over the extract"
+    return osm_of(shared/'osm/liechtenstein-2022.osm.pbf', [*RULER_CELLS, VALLEY[0]], tmp_path_factory.mktemp('country'))
+
+@pytest.fixture(scope='module')
+def valley(liechtenstein, tmp_path_factory):
+    "two neighbouring cells of it"
+    return only(liechtenstein, VALLEY, tmp_path_factory.mktemp('valley'))
+
+@pytest.fixture(scope='module')
+def labelled(valley):
+    "both, labelled"
+    return [label_features(read_osm(osm_path(valley, c)), 'land13', c) for c in VALLEY]
 
 def test_measures_agree_with_overlay_on_a_real_cell(valley):
     cell = Cell(32,'102222203200')
@@ -200,10 +220,9 @@ def test_streets_beyond_the_cell_count_for_places_at_its_edge():
     at = lambda L: L.grid.at_places(around(L.streets.road_m))[(L.grid.col==0)&(L.grid.row==6)][0]
     assert at(grid_in)==pytest.approx(80) and at(grid_out)==pytest.approx(640)
 
-def test_neighbouring_cells_agree_on_what_lies_between(valley):
+def test_neighbouring_cells_agree_on_what_lies_between(labelled):
     "streets around the places on either side of the border, counted from both cells"
-    a, b = Cell(32,'102222202311'), Cell(32,'102222203200')
-    La, Lb = (label_features(read_osm(osm_path(valley, c)), 'land13', c) for c in (a,b))
+    (a, b), (La, Lb) = VALLEY, labelled
     shift = (b.x-a.x, a.y-b.y) # cells to the east and to the north
     assert abs(shift[0])+abs(shift[1])==1
     n = La.grid.n
@@ -237,7 +256,9 @@ def test_touches_are_those_of_the_boxes():
 
 @pytest.fixture(scope='module')
 def delivery(tmp_path_factory):
-    d = make_delivery(tmp_path_factory.mktemp('syn')/'data', size=6, dates=2, cells=2, seed=5)
+    "a synthetic delivery without its pictures: labels come from the map alone"
+    d = Delivery(tmp_path_factory.mktemp('syn')/'data', Spec(size=6, dates=2, seed=5, zone=33, quadkey=QUADKEY, cells=2, pan=None, clouds=True, sparse=False))
+    d.write_map(d.landscape())
     found, _ = parse_body(Path(d.overpass).read_bytes())
     for c in d.cells: write_osm(osm_path(d.ard, c), c, cell_elements(found, c), dict(source='overpass'))
     return d
@@ -340,11 +361,14 @@ def test_labels_of_masks_what_is_newer_than_the_picture():
     assert timed.forest_state.isna().tolist()==[True,False]
     assert labels_of(names[:1], table).forest_state.tolist()==[1]
 
-def test_labels_of_takes_a_chip_index_and_chips_without_labels(delivery, tmp_path):
+def test_labels_of_takes_a_chip_index_and_chips_without_labels(tmp_path):
     from imagesim.chip import chip_ard
     from imagesim.read import ChipStore, read_chip_index
-    chip_ard(delivery.ard, tmp_path/'chips/33', proc=1)
-    label_places(delivery.ard, 'land13', 33, tmp_path/'labels', proc=1)
+    small = make_delivery(tmp_path/'data', size=2, dates=1, seed=5) # with its pictures
+    found, _ = parse_body(Path(small.overpass).read_bytes())
+    for c in small.cells: write_osm(osm_path(small.ard, c), c, cell_elements(found, c), dict(source='overpass'))
+    chip_ard(small.ard, tmp_path/'chips/33', proc=1)
+    label_places(small.ard, 'land13', 33, tmp_path/'labels', proc=1)
     labels, store = read_labels(tmp_path/'labels/land13'), ChipStore(tmp_path/'chips/33')
     ix = read_chip_index(store.indexes()[0])
     got = labels_of(ix, labels)
@@ -358,38 +382,36 @@ def test_labels_of_takes_a_chip_index_and_chips_without_labels(delivery, tmp_pat
 
 # --- why, and the ruler
 
-def test_why_accounts_for_every_feature(valley):
+SMALL = RULER_CELLS[2] # the one with fewest features
+
+def test_why_accounts_for_every_feature(valley, liechtenstein):
     t = why('land13', valley)
     lost = t[['wrong geometry','wrong size','not within','unusable','outside']].sum(axis=1)
     assert (t['by tags']-lost==t['left']).all() and (t[['present','absent','unmapped']].sum(axis=1)==2048).all()
     assert t.loc['houses','wrong size']>10 and t.loc['parking','left']>10 and t.attrs['cells']==2
-    rare = why('rare', osm_path(valley, Cell(32,'102222203200')))
+    rare = why('rare', osm_path(liechtenstein, SMALL))
     said = dict(h.split(': ',1) for h in rare.hints())
     assert set(said)=={n for n in rare.index if not rare.loc[n,'present']} and 'no feature has its tags' in said.values()
 
-def test_why_names_what_could_not_be_built(valley, tmp_path):
-    cell = Cell(32,'102222203200')
-    d = json.loads(Path(osm_path(valley, cell)).read_bytes())
+def test_why_names_what_could_not_be_built(liechtenstein, tmp_path):
+    cell = SMALL
+    d = json.loads(Path(osm_path(liechtenstein, cell)).read_bytes())
     wood = next(w for w in d['ways'] if w.get('tags',{}).get('natural')=='wood' and len(w['nodes'])>5)
-    before = why('land13', osm_path(valley, cell)).loc['forest']
+    before = why('land13', osm_path(liechtenstein, cell)).loc['forest']
     wood['geometry'] = [wood['geometry'][0]]*len(wood['geometry'])
     write_osm(osm_path(tmp_path, cell), cell, {k:d[k] for k in ('nodes','ways','relations')}, dict(source='overpass'))
     after = why('land13', tmp_path).loc['forest']
     assert after['by tags']==before['by tags'] and after['unusable']==before['unusable']+1
 
 @pytest.mark.parametrize('share,level', [(0.3,14), (1.,12)])
-def test_the_drop_test_is_repeatable(valley, share, level):
-    cell = Cell(32,'102222203200')
-    L = label_features(read_osm(osm_path(valley, cell)), 'land13', cell)
-    a, b = (drop_test(L, share, max(13,level), draws=2, seed=1) for _ in range(2))
+def test_the_drop_test_is_repeatable(labelled, share, level):
+    a, b = (drop_test(labelled[1], share, max(13,level), draws=2, seed=1) for _ in range(2))
     pd.testing.assert_frame_equal(a, b)
     assert (a.false_absent<=a.present).all() and (a.kept<=a.negatives).all()
 
-def test_the_rule_on_liechtenstein(shared, tmp_path):
+def test_the_rule_on_liechtenstein(liechtenstein, tmp_path):
     "no class of a carefully drawn country is taken for absent more often than DESIGN.md's figures allow; and enough is kept"
-    cells = [Cell(32,q) for q in ('102222202131','102222202133','102222202313','102222203020','102222203200')]
-    root = osm_of(shared/'osm/liechtenstein-2022.osm.pbf', cells, tmp_path)
-    t, figure = label_ruler(root, 'land13', draws=2)
+    t, figure = label_ruler(only(liechtenstein, RULER_CELLS, tmp_path), 'land13', draws=2)
     ground = ['forest','cropland','orchard_vineyard','grass','sports','bare']
     assert (t.false*t.places)[ground].sum()/t.places[ground].sum()<=.01
     assert t.false[['water','parking','houses']].max()<=.08 and t.false[['apartments','industry_retail']].max()<=.17 and t.false['major_road']<=.2

@@ -1,5 +1,5 @@
 """Overpass over real HTTP: every real body with its real status, waits on a fake clock, failover, splitting, killed runs, hostile bodies"""
-import gzip, os, re, signal, subprocess, sys, threading, time, zlib
+import gzip, json, os, re, signal, subprocess, sys, threading, time, zlib
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -463,3 +463,47 @@ def test_for_readers_who_know_overpy(synthetic, serve, clock, tmp_path):
     for w in theirs.ways:
         at = next(o for o in found['ways'] if o['id']==w.id)['geometry'] if w.id%20==0 else None
         if at: assert [[float(n.lon), float(n.lat)] for n in w.nodes]==at
+
+# -- a hostile server
+
+@pytest.mark.parametrize('element', [dict(type='way', id=1, nodes=5), dict(type='way', id=1, nodes=[[1],2]), dict(type='way', id=1, nodes='12'), dict(type='way', id=1, nodes=[1,2], tags='natural'),
+    dict(type='relation', id=1, members=[], tags=['a']), dict(type='relation', id=1, members=[dict(type='way', ref=[1], role='')]), dict(type='relation', id=1, members=[dict(type='way', ref=1, role=5)]),
+    dict(type='node', id='abc', lon=1, lat=1), dict(type='node', id=1, lon=1e9, lat=1), dict(type='node', id=[1], lon=1, lat=1), 5, None])
+def test_an_odd_element_is_a_corrupt_answer(element):
+    body = json.dumps(dict(osm3s=dict(timestamp_osm_base='2020-01-01T00:00:00Z'), elements=[dict(type='node', id=7, lon=1, lat=1), element])).encode()
+    with pytest.raises(CorruptError, match='not an element of OpenStreetMap'): parse_body(body)
+
+def test_a_deep_answer_is_a_damaged_one():
+    with pytest.raises(CutOff): parse_body(b'{"a":"\\ud800","elements":' + b'['*200_000)
+
+@pytest.mark.parametrize('value', ['\u00b2', '9'*400, 'soon', '-5', '', 'Wed, 99 Oct 99999 07:28:00 GMT'])
+def test_a_strange_retry_after_is_none(value):
+    from imagesim.overpass import _retry_after
+    assert _retry_after({'retry-after':value}, 0.)==0
+
+def test_a_strange_status_page_says_nothing():
+    from imagesim.overpass import slot_wait
+    assert slot_wait('Slot available after: 2020, in '+'9'*5000+' seconds.') is None and slot_wait('\0'*1000) is None
+
+def test_a_status_page_without_end_is_left():
+    import http.server, threading
+    class Busy(http.server.BaseHTTPRequestHandler):
+        sent = 0
+        def do_POST(self): self.rfile.read(int(self.headers['Content-Length'])); self.send_response(429); self.send_header('Content-Length', '0'); self.end_headers()
+        def do_GET(self):
+            self.send_response(200); self.end_headers()
+            try:
+                while Busy.sent<2**28: self.wfile.write(b'x'*2**16); Busy.sent += 2**16
+            except OSError: pass
+        def log_message(self, *_): pass
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Busy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with OverpassClient(f'http://127.0.0.1:{server.server_port}/api/interpreter', sleep=lambda s: None, say=lambda s: None, tries=1, rounds=1) as c:
+        with pytest.raises(NoServer): c.ask('[out:json][timeout:5];')
+    server.shutdown()
+    assert Busy.sent<2**26 # what the sockets hold, and no more
+
+def test_the_same_endpoint_twice_is_asked_once():
+    from imagesim.overpass import check_endpoints
+    assert check_endpoints(['http://a/x', 'http://a/x'])==['http://a/x']
+    with pytest.raises(InputError, match='no web address'): check_endpoints('http://[::1')
