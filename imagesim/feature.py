@@ -170,11 +170,11 @@ def _depths(p, size): # (depth, number of the smallest that holds it or -1) of e
     step = max(16, 1_000_000//n) # so that a batch has about a million pairs at most
     for a in range(0, n, step):
         big, small = tree.query(p[a:a+step])
+        pairs += len(big)
+        if pairs>MAX_PAIRS: raise InputError(f'{n:,} rings make more than {MAX_PAIRS:,} pairs whose bounds meet; split the relation, or leave it out')
         big += a
         inside = size[big]>size[small]
         big, small = big[inside], small[inside]
-        pairs += len(big)
-        if pairs>MAX_PAIRS: raise InputError(f'{n:,} rings make more than {MAX_PAIRS:,} pairs that may lie in one another; split the relation, or leave it out')
         few = np.unique(big)
         shapely.prepare(p[few])
         inside = shapely.contains(p[big], points[small])

@@ -1,5 +1,5 @@
 """From elements to shapes: rings, areas, what a cell has, the sea; against osmium's own areas where real data is at hand."""
-import copy, gzip, json, math, random
+import copy, gzip, json, math, random, sys, tracemalloc
 from collections import Counter
 from functools import lru_cache
 
@@ -142,6 +142,104 @@ def test_join_rings_loses_and_invents_nothing(paths):
     for s,n in (have-used).items():
         for v in s: left[v] += n
     assert all(n%2==0 for n in left.values())
+
+class Node(int):
+    "A node id whose comparisons are steps that a trace sees"
+    def __eq__(self, o): return int(self)==int(o)
+    def __hash__(self): return int(self)
+
+def steps(paths):
+    "Count the instructions that joining takes, comparisons of nodes among them"
+    n, was = 0, sys.gettrace()
+    def trace(frame, event, arg):
+        nonlocal n
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        n += event=='opcode'
+        return trace
+    paths = [[Node(v) for v in p] for p in paths]
+    sys.settrace(trace)
+    try: join_rings(paths)
+    finally: sys.settrace(was)
+    return n
+
+def around(n): return [[i,(i+1)%n] for i in range(n)]
+SHAPES = dict(star=lambda n: [[0,i] for i in range(1,n+1)], ring=around, wheel=lambda n: [*around(n), *([i,n] for i in range(n))], chain=lambda n: [[i,i+1] for i in range(n)],
+    comb=lambda n: [*([i,i+1] for i in range(n//2)), *([i,n+i] for i in range(n//2))], eights=lambda n: [p for i in range(n//3) for p in ([0,2*i+1],[2*i+2,2*i+1],[2*i+2,0])])
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_joining_takes_work_in_proportion_to_the_ways(shape):
+    few, many = (steps(SHAPES[shape](n)) for n in (300,1200))
+    assert many<4.4*few
+
+def test_joining_is_the_same_as_searching_for_the_first_way_that_leads_on():
+    "The plain walk, which searches lists, on random ways"
+    def plain(paths):
+        free, rings, loose = [i for i,p in enumerate(paths) if p[0]!=p[-1]], [p for p in paths if p[0]==p[-1]], []
+        while free:
+            stops, trail = [paths[free[0]][0]], []
+            while True:
+                i = next((i for i in free if stops[-1] in (paths[i][0],paths[i][-1])), None)
+                if i is None:
+                    if not trail: break
+                    loose.append(trail.pop()); stops.pop(); continue
+                free.remove(i)
+                p = paths[i] if paths[i][0]==stops[-1] else paths[i][::-1]
+                trail.append(p)
+                if p[-1] in stops:
+                    k = stops.index(p[-1])
+                    rings.append([n for q in trail[k:] for n in q[:-1]]+[p[-1]])
+                    del trail[k:], stops[k+1:]
+                else: stops.append(p[-1])
+        return rings, loose
+    r = random.Random(8)
+    for _ in range(300):
+        top = r.randint(3,40)
+        paths = [[r.randint(1,top), 1000+i, r.randint(1,top)] for i in range(r.randint(0,60))] # a middle node of its own: no ring comes back to one but at an end
+        rings, loose = join_rings(paths)
+        want, left = plain(paths)
+        assert loose==left and rings==[w for w in want if len(w)>3]
+
+def test_a_ring_and_a_star_of_a_hundred_thousand_ways():
+    n = 100_000
+    a = np.linspace(0, 2*np.pi, n, endpoint=False); xy = np.column_stack([np.cos(a),np.sin(a)])*1e4
+    ways = {i+1:(p, xy[p]) for i,p in enumerate(around(n))}
+    got = assemble_area(mp(1, list(ways)), ways.get)
+    assert got.whole and not got.repaired and got.geometry.geom_type=='Polygon' and len(got.geometry.exterior.coords)==n+1 and len(got.outer)==n
+    rings, loose = join_rings(SHAPES['star'](n))
+    assert not rings and len(loose)==n
+
+def test_nesting_in_batches():
+    "1,200 rings in one another and 400 beside them: several batches give what one would"
+    squares = [np.array(square(-k,-k,2*k), float) for k in range(1,1201)]+[np.array(square(2000+10*(k%20),10*(k//20),9), float) for k in range(400)]
+    order = random.Random(1).sample(range(1600), 1600)
+    got, repaired, depth = nest_rings([squares[i] for i in order])
+    back = np.empty(1600, int); back[order] = depth
+    assert back.tolist()==[*range(1199,-1,-1), *[0]*400] and not repaired
+    assert got.area==sum((-1)**k*4*k*k for k in range(1,1201))+400*81
+
+@pytest.mark.parametrize('squares', [[square(-k,-k,2*k) for k in range(1,4001)], [square(0,0,5)]*4000], ids=['in one another', 'on one another'])
+def test_nesting_takes_bounded_memory(squares):
+    squares = [np.array(s, float) for s in squares]
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match='4,000 rings .* split the relation'): nest_rings(squares)
+        assert tracemalloc.get_traced_memory()[1]<100e6 # all pairs at once are 256 MB
+    finally: tracemalloc.stop()
+
+@pytest.mark.parametrize('kind', ['multipolygon','boundary'])
+def test_too_many_rings_in_one_another_are_reported(kind, monkeypatch):
+    g = Ground()
+    ways = [g.way(k, square(-k,-k,2*k), **(dict(building='yes') if k==7 else {})) for k in range(1,31)]
+    c = parts(ways=ways, relations=[mp(5, ways, type=kind, landuse='forest')])
+    assert rows(elements_gdf(c, CELL))=={'w7':'area','r5':'area'}
+    monkeypatch.setattr('imagesim.feature.MAX_PAIRS', 500)
+    out = elements_gdf(c, CELL)
+    assert rows(out)=={'w7':'area'} and out.attrs['report']=={'area with too many rings in one another, dropped':1} and out.attrs['reported']=={'area with too many rings in one another, dropped':['r5']}
+    assert cell_elements(c, CELL)['relations'] # its ways cross the cell, so it stays in the file
+
+def test_wrong_crs_says_what_to_pass():
+    for crs in (3857,'wgs84','EPSG:4326',None):
+        with pytest.raises(InputError, match=r"pass crs='utm' .* crs=4326 .* \.to_crs"): elements_gdf(parts(), CELL, crs)
 
 def test_never_an_area_from_an_incomplete_ring():
     g = Ground()
