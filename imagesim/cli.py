@@ -233,13 +233,13 @@ def osm(
     work_dir:Annotated[Optional[str], typer.Option(help='Local folder for unfinished work.  [default: ~/.cache/imagesim/osm]', show_default=False)]=None):
     "Fetch OpenStreetMap for every cell of a delivery. Call it again to resume."
     if ctx.invoked_subcommand: return
-    from imagesim.osm import fetch_osm, plan_osm
-    path, code = _ard(ard_path), 0
-    for z in _zones(path, zone):
-        plan = plan_osm(z, path, source, endpoint or None, _home(osm_root), refresh)
-        print(plan)
-        if not dry_run and plan.todo: code = max(code, report(fetch_osm(plan, yes, proc, _home(work_dir))))
-    raise typer.Exit(code)
+    from imagesim.osm import check_fair, fetch_osm, plan_osm
+    path = _ard(ard_path)
+    plans = [plan_osm(z, path, source, endpoint or None, _home(osm_root), refresh) for z in _zones(path, zone)]
+    print(*plans, sep='\n')
+    if dry_run: raise typer.Exit()
+    check_fair(plans, yes) # of all zones together
+    raise typer.Exit(max([report(fetch_osm(plan, True, proc, _home(work_dir))) for plan in plans if plan.todo], default=0))
 
 # %% ../nbs/11_cli.ipynb #9c693bb6
 @osm_app.command()
@@ -250,7 +250,7 @@ def status(zone:Zone=None, ard_path:ArdPath=None, osm_root:OsmRoot=None):
     for z in _zones(path, zone):
         t = osm_status(z, path, _home(osm_root))
         print(t.drop(columns='reason').to_string(index=False))
-        for c,why in t.loc[t.reason!='', ['cell','reason']].values: print(f'  failed {c}: {why}')
+        for c,state,why in t.loc[t.reason!='', ['cell','state','reason']].values: print(f'  {state} {c}: {why}')
         failed |= bool((t.state=='failed').any())
     raise typer.Exit(int(failed))
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAILED_FILE', 'ASK_FIRST', 'DENSE_MB', 'COUNTRY_MB', 'COUNTRY_S', 'DENSE_S', 'PBF_S_MB', 'CELL_S', 'osm_cells',
-           'CellState', 'cell_state', 'osm_status', 'OsmPlan', 'plan_osm', 'OsmTags', 'fetch_osm', 'zone_tags',
-           'fetch_osm_by_quadkey']
+           'CellState', 'cell_state', 'osm_status', 'OsmPlan', 'plan_osm', 'check_fair', 'OsmTags', 'fetch_osm',
+           'zone_tags', 'fetch_osm_by_quadkey']
 
 # %% ../nbs/01_osm.ipynb #382c4308
 import os, re, shutil
@@ -15,30 +15,33 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
+import pandas as pd
 from fastcore.basics import patch
 
 from .ard import APRON_M, ARD_LEVEL, Cell
 from .element import osm_path, osm_state, read_elements, tag_counters, write_osm
 from .extract import CellCandidates, extract_cells
 from .feature import cell_elements
-from .infra import (CorruptError, ImagesimError, InputError, MissingError, SettingsError, Skip, Summary, exists, file_info, fingerprint, get_settings,
-    is_dir, is_remote, join, list_dirs, map_items, one_line, read_json, remove_file, write_json)
+from .infra import (CorruptError, ImagesimError, InputError, MissingError, SettingsError, Skip, StorageError, Summary, exists, file_info, fingerprint, get_settings,
+    is_dir, is_remote, join, list_dirs, map_items, one_line, read_json, remove_file, write_bytes, write_json)
 from .overpass import ENDPOINTS, NoServer, OverpassClient, QueryError, check_endpoints, fetch_candidates, public_url
 
 # %% ../nbs/01_osm.ipynb #c2a9f065
 def _zone_root(zone:int, ard_path:str|Path)->str: # Without a / at the end
     "Find the root of a delivery, given that or the zone's own folder in it"
-    root = os.path.expanduser(str(ard_path)).rstrip('/')
-    if not root: raise InputError('ard_path is empty; pass the folder of a delivery')
-    return root.rpartition('/')[0] or '.' if root.rpartition('/')[2]==f'{int(zone):02d}' else root
+    given = os.path.expanduser(str(ard_path))
+    if not given: raise InputError('ard_path is empty; pass the folder of a delivery')
+    above, slash, last = (root := given.rstrip('/') or '/').rpartition('/')
+    return (above or slash or '.') if last==f'{int(zone):02d}' else root
 
 def osm_cells(
     zone:int, # UTM zone, 1 to 60
     ard_path:str|Path # Root of a delivery, or the zone's folder in it; local or s3://
 )->list[Cell]: # Level 12, sorted
     "List the cells of a zone that a delivery has a folder for"
-    if not (isinstance(zone, int) and 1<=zone<=60): raise InputError(f'zone {zone!r} is no UTM zone; there are 1 to 60')
+    if not (isinstance(zone, int) and 1<=zone<=60): raise InputError(f'zone {zone!r} is no UTM zone; pass 1 to 60')
     folder = join(_zone_root(zone, ard_path), f'{zone:02d}')
     found = [Cell(zone, d) for d in list_dirs(folder) if re.fullmatch(f'[0-3]{{{ARD_LEVEL}}}', d)] if is_dir(folder) else []
     if not found: raise InputError(f'{folder}: no folder of a level-{ARD_LEVEL} cell in it, such as {zone:02d}/031111123030; pass the root of a delivery')
@@ -62,8 +65,20 @@ class CellState:
     attempts:int = 0         # Failures since the last success
     reason:str = ''          # Why it failed
     fingerprint:str = ''     # Of the extract that it was made from
+    coverage:float = 0.      # Share of the cell that the source covers
 
-# %% ../nbs/01_osm.ipynb #a7f7e575
+def _text(v)->str: return v if isinstance(v, str) else ''
+
+def _read_note(path:str)->dict: # attempts, reason, source, at; nothing where there is no note
+    "Read the note of a failure; what is not as it should be counts as not said"
+    if not exists(path): return {}
+    try: n = read_json(path)
+    except ImagesimError: n = {}
+    n = n if isinstance(n, dict) else {}
+    tries = n.get('attempts')
+    return dict(attempts=tries if type(tries) is int and 0<tries<10**6 else 1, reason=_text(n.get('reason')) or 'not said', source=_text(n.get('source')), at=_text(n.get('at')))
+
+# %% ../nbs/01_osm.ipynb #1e20716a
 def cell_state(
     cell:'Cell|str', # Level 12
     osm_root:str|Path # Where the OSM files are kept: the delivery, or another root
@@ -71,24 +86,20 @@ def cell_state(
     "Tell what became of a cell so far"
     cell = Cell.parse(cell)
     path = osm_path(osm_root, cell)
-    note = join(path.rpartition('/')[0], FAILED_FILE)
-    if exists(note):
-        try: n = read_json(note)
-        except ImagesimError: n = {}
-        n = n if isinstance(n, dict) else {}
-        return CellState(cell.id, 'failed', str(n.get('source', '')), fetched_at=str(n.get('at', '')), attempts=int(n.get('attempts') or 1), reason=str(n.get('reason', 'not said')))
-    if not exists(path): return CellState(cell.id, 'missing')
-    try: m = osm_state(path)
-    except ImagesimError as e: return CellState(cell.id, 'failed', reason=one_line(e), attempts=1)
-    counts = {k:int(m['counts'][k]) for k in ('nodes','ways','relations')}
-    return CellState(cell.id, 'done' if any(counts.values()) else 'empty', m['source'], **counts, size=file_info(path).size, fetched_at=m.get('fetched_at') or '',
-                     data_timestamp=m.get('data_timestamp') or '', fingerprint=m.get('fingerprint') or '')
+    n, there, m, damage = _read_note(join(path.rpartition('/')[0], FAILED_FILE)), exists(path), None, ''
+    try: m = osm_state(path) if there else None
+    except ImagesimError as e: damage = one_line(e)
+    if not m and n: return CellState(cell.id, 'failed', n['source'], fetched_at=n['at'], attempts=n['attempts'], reason=n['reason'])
+    if not m: return CellState(cell.id, 'failed', reason=damage, attempts=1) if damage else CellState(cell.id, 'missing')
+    counts, share = {k:m['counts'][k] for k in ('nodes','ways','relations')}, m.get('coverage')
+    return CellState(cell.id, 'done' if any(counts.values()) else 'empty', m['source'], **counts, size=file_info(path).size, fetched_at=_text(m.get('fetched_at')),
+                     data_timestamp=_text(m.get('data_timestamp')), fingerprint=_text(m.get('fingerprint')), coverage=share if type(share) in (int,float) and 0<=share<=1 else 1.,
+                     attempts=n.get('attempts', 0), reason=f"fetching it again failed: {n['reason']}" if n else '')
 
 # %% ../nbs/01_osm.ipynb #2b5b5392
 def _note_failure(cell:Cell, osm_root:str, source:str, error:Exception):
     "Write down why a cell failed, and how often it did"
-    before = cell_state(cell, osm_root)
-    note = dict(quadkey=cell.quadkey, source=source, reason=one_line(error), attempts=before.attempts+1 if before.state=='failed' else 1, at=_now())
+    note = dict(quadkey=cell.quadkey, source=source, reason=one_line(error), attempts=cell_state(cell, osm_root).attempts+1, at=_now())
     write_json(join(osm_path(osm_root, cell).rpartition('/')[0], FAILED_FILE), note)
 
 def _now()->str: return datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
@@ -98,9 +109,8 @@ def osm_status(
     zone:int, # UTM zone
     ard_path:str|Path, # Root of a delivery, or the zone's folder in it
     osm_root:str|Path|None=None # Where the OSM files are kept; the delivery itself when None
-)->'DataFrame': # One row per cell: state, counts, MB, when, from where, reason
+)->pd.DataFrame: # One row per cell: state, counts, MB, when, from where, reason, share of the cell that the source covers
     "Show which cells of a zone have their OSM"
-    import pandas as pd
     states = _states(osm_cells(zone, ard_path), osm_root or _zone_root(zone, ard_path))
     t = pd.DataFrame([vars(s) for s in states]).drop(columns='fingerprint')
     t.insert(6, 'mb', (t.pop('size')/1e6).round(2))
@@ -127,7 +137,9 @@ class OsmPlan:
     todo:list[Cell]      # Those that are asked for
     states:list[CellState]
     @property
-    def public(self): return any(e in ENDPOINTS for e in self.endpoints)
+    def public(self): return any(f'.{_host(e)}'.endswith(tuple(f'.{_host(p)}' for p in ENDPOINTS)) for e in self.endpoints)
+
+def _host(endpoint:str)->str: return (urlsplit(endpoint).hostname or '').rstrip('.')
 
 # %% ../nbs/01_osm.ipynb #45c479f7
 def plan_osm(
@@ -177,12 +189,15 @@ def __repr__(self:OsmPlan): return str(self)
 def _cells(n:int)->str: return f'{n:,} cell{"" if n==1 else "s"}'
 
 # %% ../nbs/01_osm.ipynb #e96d3e38
-def _check_fair(plan:OsmPlan, yes:bool):
+def check_fair(
+    plans:'OsmPlan|list[OsmPlan]', # A plan, or those of several zones, whose cells count together
+    yes:bool=False # Ask all the same
+):
     "Refuse to ask the public servers for too much"
-    n = len(plan.todo)
-    if not plan.public or n<=ASK_FIRST or yes: return
+    n = sum(len(p.todo) for p in ([plans] if isinstance(plans, OsmPlan) else plans) if p.public)
+    if n<=ASK_FIRST or yes: return
     raise InputError(f'{_cells(n)}, {n*COUNTRY_MB:,} to {n*DENSE_MB:,} MB, are too much to ask of the public Overpass servers, whose guideline is 1 GB a day. '
-                     'Download an extract of the region (.osm.pbf) and pass it as source, name a server of your own as endpoint, or say yes if you have reason to')
+                     'Download an extract of the region (.osm.pbf) and pass it as source= (--source), name a server of your own by endpoint= (--endpoint), or pass yes=True (--yes) if you have reason to')
 
 # %% ../nbs/01_osm.ipynb #bf935049
 def _keep(cell:Cell, osm_root:str, candidates:dict, meta:dict)->tuple[Counter,Counter,Counter]: # Tags of nodes, ways, relations
@@ -195,25 +210,39 @@ def _keep(cell:Cell, osm_root:str, candidates:dict, meta:dict)->tuple[Counter,Co
 def _noting(fn, cell:Cell, osm_root:str, source:str):
     "Call `fn(cell)`; if it fails, write down why"
     try: return fn(cell)
-    except (QueryError, SettingsError): raise # our own bug, or a wrong setting: not the cell's fault
-    except ImagesimError as e:
-        _note_failure(cell, osm_root, source, e)
+    except (QueryError, SettingsError, Skip): raise # our own bug, or a wrong setting: not the cell's fault
+    except Exception as e:
+        try: _note_failure(cell, osm_root, source, e)
+        except ImagesimError: pass # where the file can not be written, the note can't either; the first reason counts
         raise
+
+def _check_root(plan:OsmPlan):
+    "Find out before the work whether its result can be kept"
+    probe = join(osm_path(plan.osm_root, plan.todo[0]).rpartition('/')[0], '.probe')
+    try:
+        write_bytes(probe, bytes(65536))
+        remove_file(probe)
+    except ImagesimError as e: raise StorageError(f'{plan.osm_root}: OSM files can not be kept there ({one_line(e)}); make room, or name another folder by osm_root= (--osm-root)') from None
 
 # %% ../nbs/01_osm.ipynb #ae22fff7
 def _finish(cell:Cell, spool:CellCandidates, osm_root:str, made:str):
     "Turn a cell's candidates into its file"
     def write(c):
-        if why := spool.failures().get(c): raise MissingError(why)
-        return _keep(c, osm_root, spool[c], dict(source='extract', extract=spool.name, data_timestamp=spool.data_timestamp, fingerprint=made, notes=spool.notes(c)))
+        share, there = round(spool.covered(c), 4), cell_state(c, osm_root)
+        if there.state in ('done','empty') and share<there.coverage: raise Skip('the file that is there covers it better')
+        if spool.covered(c)==0: raise MissingError(spool.beyond())
+        return _keep(c, osm_root, spool[c], dict(source='extract', extract=spool.name, data_timestamp=spool.data_timestamp, fingerprint=made, notes=spool.notes(c), coverage=share))
     return _noting(write, cell, osm_root, 'extract')
 
 def _run_extract(plan:OsmPlan, work_dir:str, proc:int)->Summary:
     "Fetch the cells of a plan from an extract"
+    made = _extract_print(plan.source)
     spool = extract_cells(plan.source, plan.todo, join(work_dir, 'extracts'))
-    fn = partial(_finish, spool=spool, osm_root=plan.osm_root, made=_extract_print(plan.source))
+    if made!=_extract_print(plan.source): raise CorruptError(f'{plan.source}: changed while it was read; run again')
+    fn = partial(_finish, spool=spool, osm_root=plan.osm_root, made=made)
     run = map_items(fn, plan.todo, proc=proc if len(plan.todo)>=16 else 1, desc='osm', unit='cell', key=lambda c: c.id) # a process takes a few cells' time to start
-    spool.discard()
+    if n := sum(spool.covered(o.item)<.9995 for o in run.outcomes if o.status=='done'): run.extra['cells covered in part'] = n
+    if not run.failed: spool.discard()
     return run
 
 # %% ../nbs/01_osm.ipynb #0fda99cb
@@ -223,9 +252,9 @@ def _run_overpass(plan:OsmPlan, work_dir:str, **options)->Summary:
     def one(cell):
         if stop: raise Skip('not asked any more')
         try: out = _noting(ask, cell, plan.osm_root, 'overpass')
-        except (QueryError, NoServer) as e:
+        except (QueryError, NoServer, StorageError) as e:
             in_a_row.append(e)
-            if isinstance(e, QueryError) or len(in_a_row)==3: stop.append(e)
+            if not isinstance(e, NoServer) or len(in_a_row)==3: stop.append(e)
             raise
         in_a_row.clear()
         return out
@@ -237,7 +266,8 @@ def _run_overpass(plan:OsmPlan, work_dir:str, **options)->Summary:
         return out
     with OverpassClient(plan.endpoints, **options) as client: run = map_items(one, plan.todo, desc='osm', unit='cell', key=lambda c: c.id)
     if stop and isinstance(stop[0], QueryError): raise stop[0]
-    run.extra = dict(MB=round(client.received/1e6, 1), requests=sum(o['what']=='ask' for o in client.log), **({'stopped': 'no server answered for three cells in a row'} if stop else {}))
+    why = [one_line(e) if isinstance(e, StorageError) else 'no server answered for three cells in a row' for e in stop]
+    run.extra = dict(MB=round(client.received/1e6, 1), requests=sum(o['what']=='ask' for o in client.log), **(dict(stopped=why[0]) if why else {}))
     return run
 
 # %% ../nbs/01_osm.ipynb #65159010
@@ -264,8 +294,9 @@ def fetch_osm(
     **options # For Overpass: as for `OverpassClient`
 )->Summary: # The value of each outcome: three counters of (key, value)
     "Carry out a plan; a second run goes on where this one ended"
-    _check_fair(plan, yes)
+    check_fair(plan, yes)
     if not plan.todo: return Summary('osm', unit='cell')
+    _check_root(plan)
     return _run_overpass(plan, _work_dir(work_dir), **options) if plan.endpoints else _run_extract(plan, _work_dir(work_dir), proc or get_settings().proc)
 
 # %% ../nbs/01_osm.ipynb #d7b55a05

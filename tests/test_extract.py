@@ -390,6 +390,49 @@ def test_history(tmp_path, ending):
     with osmium.SimpleWriter(str(path)) as w:
         for v in (1,2): w.add_node(mutable.Node(id=1, version=v, location=at(100,100), visible=True))
     refused(path, tmp_path, InputError, 'history')
+
+def test_nodes_and_no_ways(tmp_path):
+    "What is left of an extract that was cut off at the border of a block"
+    refused(write(tmp_path/'a.osm.pbf', nodes(*[(100,100)]*10_001)), tmp_path, CorruptError, 'no ways')
+
+def test_no_relations_are_noted(tmp_path):
+    assert not extract_cells(some(tmp_path), [CELL], tmp_path/'s').notes(CELL)[1:]
+    path = write(tmp_path/'b.osm.pbf', nodes((100,100),(200,200)), [(1,[1,2],{})])
+    assert 'b.osm.pbf has no relations' in extract_cells(path, [CELL], tmp_path/'s').notes(CELL)[-1]
+
+def test_a_time_that_is_none(tmp_path):
+    (tmp_path/'a.osm').write_text('<osm version="0.6"><node id="1" version="1" lat="45" lon="13" timestamp="garbage"/></osm>')
+    refused(tmp_path/'a.osm', tmp_path, CorruptError, 'damaged')
+
+@pytest.mark.parametrize('mb', [1,17]) # too little for osmium's index; enough for it, but not for what is read
+def test_full_disk(tmp_path, mb):
+    import resource
+    long = {f'note{i}':'v'*250 for i in range(8)} if mb>1 else {}
+    path = write(tmp_path/'a.osm.pbf', [(i,x,y,long) for i,x,y,_ in nodes(*[(100,100)]*(10_000 if mb>1 else 1))], [(1,[1],{})])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (mb*2**20, before[1]))
+    try:
+        with pytest.raises(StorageError, match='make room') as e: extract_cells(path, [CELL], tmp_path/'s', memory_mb=16)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path/'s') in str(e.value) and not list((tmp_path/'s').glob('extract-*'))
+
+def test_room_for_the_index(tmp_path, monkeypatch):
+    import shutil
+    from collections import namedtuple
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: namedtuple('U', 'total used free')(0, 0, 31*2**20))
+    with pytest.raises(StorageError, match='make room'): extract_cells(some(tmp_path), [CELL], tmp_path/'s')
+
+def test_comma_in_the_work_folder(tmp_path):
+    with pytest.raises(InputError, match='comma'): extract_cells(some(tmp_path), [CELL], tmp_path/'a,b')
+
+def test_replaced_while_it_is_read(tmp_path, monkeypatch):
+    path, plain = some(tmp_path), Extract.groups
+    def groups(self, index):
+        yield from plain(self, index)
+        os.utime(path, (1,1))
+    monkeypatch.setattr(Extract, 'groups', groups)
+    refused(path, tmp_path, CorruptError, 'changed while it was read')
+
 def blob_starts(data):
     "Where the blobs of a .osm.pbf begin: a file that ends there is whole, as far as one can tell"
     out, i = [], 0
@@ -448,6 +491,31 @@ def test_spool_is_found_again(tmp_path, monkeypatch):
     first.discard()
     assert not list((tmp_path/'s').glob('extract-*'))
     with pytest.raises(BaseException, match='read again'): extract_cells(path, [CELL], tmp_path/'s')
+
+def test_discarded_under_another_run(tmp_path):
+    path = some(tmp_path)
+    a, b = (extract_cells(path, [CELL], tmp_path/'s') for _ in range(2))
+    whole = a[CELL]
+    a.discard()
+    assert b[CELL]==whole and b.folder==a.folder
+    b.discard()
+    for o in (a,b):
+        with pytest.raises(MissingError, match='spool is gone'): o[CELL]
+    assert not list((tmp_path/'s').glob('extract-*'))
+
+@pytest.mark.parametrize('name', ['n','ntext','w','wrefs','wtext','rtext'])
+def test_a_spool_that_lost_something(tmp_path, name):
+    path = write(tmp_path/'a.osm.pbf', [(1,*at(100,100),{'a':'b'}), (2,*at(200,200),{})], [(1,[1,2],{'highway':'track'})], [(1,[('w',1,'')],{'type':'route'})])
+    found = extract_cells(path, [CELL], tmp_path/'s')
+    os.remove(Path(found.folder)/f'{CELL.id}.{name}')
+    with pytest.raises(CorruptError, match='damaged'): found[CELL]
+
+def test_spool_in_another_process(tmp_path):
+    import pickle
+    found = extract_cells(some(tmp_path), [CELL], tmp_path/'s')
+    assert pickle.loads(pickle.dumps(found))[CELL]==found[CELL]
+    assert repr(found)=='a.osm.pbf: 1 cell, 0 not covered'
+    with pytest.raises(InputError, match='not among'): found[CELL.neighbours()['E']]
 
 def test_a_new_extract_is_read(tmp_path):
     path = some(tmp_path)

@@ -8,8 +8,8 @@ import pytest
 
 from imagesim.ard import Cell, covering_cells
 from imagesim.element import OSM_FILE, osm_path, osm_state, read_elements
-from imagesim.infra import InputError, list_files
-from imagesim.osm import FAILED_FILE, cell_state, fetch_osm, fetch_osm_by_quadkey, osm_cells, osm_status, plan_osm, zone_tags
+from imagesim.infra import CorruptError, InputError, StorageError, list_files
+from imagesim.osm import FAILED_FILE, OsmPlan, cell_state, check_fair, fetch_osm, fetch_osm_by_quadkey, osm_cells, osm_status, plan_osm, zone_tags
 from imagesim.overpass import QueryError
 from imagesim.synth import make_delivery
 from conftest import ROOT
@@ -236,3 +236,114 @@ def test_a_damaged_note_is_still_a_failure(delivered, tmp_path):
     note.write_text('{"attempts"')
     assert cell_state(cell, tmp_path).state=='failed'
     with pytest.raises(InputError): osm_cells(61, delivered.ard)
+
+# -- several extracts
+
+def piece(path, box, at=(), relation=True):
+    "Write an extract with nodes in these places, a way and a relation"
+    import osmium
+    head, new = osmium.io.Header(), osmium.osm.mutable
+    head.add_box(osmium.osm.Box(*box))
+    with osmium.SimpleWriter(osmium.io.File(str(path)), 2**20, head) as w:
+        for i,p in enumerate(at, 1): w.add_node(new.Node(id=i, version=1, location=p))
+        w.add_way(new.Way(id=1, version=1, nodes=[1,2]))
+        w.add_relation(new.Relation(id=1, version=1, members=[('w',1,'')], tags={'type':'route'}))
+    return str(path)
+
+@pytest.fixture
+def two_cells(tmp_path):
+    "Two cells side by side, an extract with both and one that only has a sliver of the second"
+    cells = Cell(33,'031111123030'), Cell(33,'031111123031')
+    cells = sorted(cells, key=lambda c: c.lonlat)
+    (x0,y),(x1,_) = (c.lonlat for c in cells)
+    at = [(x,y+d) for x in (x0,x1) for d in (0,.001)]
+    edge = max(p[0] for p in cells[1].geometry_wgs84(8).exterior.coords)
+    return cells, folders(tmp_path/'ard', cells), piece(tmp_path/'all.osm.pbf', (x0-1,y-1,x1+1,y+1), at), piece(tmp_path/'east.osm.pbf', (edge-.01,y-1,edge+1,y+1), [(edge+.1,y),(edge+.2,y)])
+
+def test_an_extract_of_next_door_spoils_nothing(two_cells, tmp_path):
+    cells, ard, whole, east = two_cells
+    fetch_osm(plan_osm(33, ard, source=whole), work_dir=tmp_path/'work')
+    before = [cell_state(c, ard) for c in cells]
+    run = fetch_osm(plan_osm(33, ard, source=east, refresh=True), work_dir=tmp_path/'work')
+    assert (run.skipped,run.failed)==(2,0) and [cell_state(c, ard) for c in cells]==before and before[0].coverage==before[1].coverage==1 and before[0].nodes==2
+
+def test_cells_covered_in_part_are_told(two_cells, tmp_path):
+    cells, ard, whole, east = two_cells
+    run = fetch_osm(plan_osm(33, ard, source=east), work_dir=tmp_path/'work')
+    t = osm_status(33, ard).set_index('cell')
+    assert run.extra=={'cells covered in part':1} and 0<t.coverage[cells[1].id]<.5 and t.coverage[cells[0].id]==0 and t.state[cells[0].id]=='failed'
+    assert list((tmp_path/'work/extracts').glob('extract-*')) # one cell failed
+    run = fetch_osm(plan_osm(33, ard, source=whole), work_dir=tmp_path/'work')
+    assert run.exit_code==0 and set(osm_status(33, ard).coverage)=={1} and not run.extra
+
+def test_extract_replaced_before_it_is_read(two_cells, tmp_path, monkeypatch):
+    import imagesim.osm
+    cells, ard, whole, _ = two_cells
+    plain = imagesim.osm.extract_cells
+    def late(*a):
+        os.utime(whole, (1,1))
+        return plain(*a)
+    monkeypatch.setattr(imagesim.osm, 'extract_cells', late)
+    with pytest.raises(CorruptError, match='changed while it was read'): fetch_osm(plan_osm(33, ard, source=whole), work_dir=tmp_path/'work')
+    assert not list(Path(ard).rglob(OSM_FILE))
+
+# -- notes and disks
+
+@pytest.mark.parametrize('note', ['{"attempts":"many"}', '{"attempts":[1],"reason":{},"at":5,"source":[]}', '{"attempts":-1e99,"reason":null}', '[]', '{"attempts":true}'])
+def test_notes_of_odd_types(tmp_path, note):
+    cell = Cell(33,'031111123030')
+    ard = folders(tmp_path, [cell])
+    Path(osm_path(ard, cell)).with_name(FAILED_FILE).write_text(note)
+    s = cell_state(cell, ard)
+    assert (s.state,s.attempts,s.reason,s.source,s.fetched_at)==('failed',1,'not said','','') and type(s.attempts) is int
+    assert len(osm_status(33, ard))==len(plan_osm(33, ard).todo)==1
+
+def test_a_failed_refresh_leaves_a_done_cell(delivered, overpass, tmp_path):
+    ard = folders(tmp_path/'ard', cells := delivered_cells(delivered)[:1])
+    fetch_osm(plan_osm(33, ard, source=str(delivered.pbf)), work_dir=tmp_path/'work')
+    good = cell_state(cells[0], ard)
+    server = overpass(lambda n: (404, b'gone', 'text/plain'))
+    kw = dict(work_dir=tmp_path/'work', sleep=lambda s: None, rounds=1, tries=1)
+    for n in (1,2):
+        run = fetch_osm(plan_osm(33, ard, endpoint=server.url, refresh=True), **kw)
+        now = cell_state(cells[0], ard)
+        assert run.failed==1 and now.state=='done' and now.nodes==good.nodes>0 and now.attempts==n and now.reason.startswith('fetching it again failed: ')
+
+def test_a_root_that_takes_no_files_is_found_before_the_work(delivered, overpass, tmp_path):
+    server = overpass(json_answer(Path(delivered.overpass).read_bytes()))
+    (tmp_path/'file').write_text('')
+    for kw in (dict(endpoint=server.url), dict(source=str(delivered.pbf))):
+        with pytest.raises(StorageError, match='can not be kept there'): fetch_osm(plan_osm(33, delivered.ard, osm_root=tmp_path/'file/osm', **kw), work_dir=tmp_path/'work')
+    assert server.asked==0 and not (tmp_path/'work').exists()
+
+def test_a_disk_that_takes_no_more_stops_the_run(delivered, overpass, tmp_path):
+    server = overpass(json_answer(Path(delivered.overpass).read_bytes()))
+    cells = [Cell(33,f'03111112303{i}') for i in range(4)]
+    ard, root = folders(tmp_path/'ard', cells), tmp_path/'osm'
+    (root/'33').mkdir(parents=True)
+    (root/'33'/cells[1].quadkey).write_text('') # no folder can be made here, and no note be left
+    run = fetch_osm(plan_osm(33, ard, endpoint=server.url, osm_root=root), work_dir=tmp_path/'work')
+    assert (run.done,run.failed,run.skipped)==(1,1,2) and OSM_FILE in run.extra['stopped'] and server.asked==2
+    assert OSM_FILE in run.failures[0][1] # the first error, not that of the note
+
+def test_any_error_of_a_cell_is_noted(two_cells, tmp_path, monkeypatch):
+    import imagesim.osm
+    cells, ard, whole, _ = two_cells
+    monkeypatch.setattr(imagesim.osm, 'cell_elements', lambda *a: 1/0)
+    assert fetch_osm(plan_osm(33, ard, source=whole), work_dir=tmp_path/'work').failed==2
+    assert 'ZeroDivisionError' in cell_state(cells[0], ard).reason
+
+@pytest.mark.parametrize('url,public', [('https://overpass-api.de/api/interpreter',True), ('http://OVERPASS-API.de:80/api/interpreter/',True), ('https://lz4.overpass-api.de/api/interpreter',True),
+    ('https://u:p@overpass.private.coffee/api',True), ('https://myoverpass-api.de/api',False), ('http://localhost:1/overpass-api.de',False)])
+def test_public_servers_by_any_address(url, public):
+    cells = [Cell(33,'031111123030')]*11
+    plans = [OsmPlan(z, 'overpass', [url], 'x', cells, cells, []) for z in (32,33)]
+    assert plans[0].public==public
+    check_fair(plans[0])
+    check_fair(plans, yes=True)
+    if not public: return check_fair(plans)
+    with pytest.raises(InputError, match=r'22 cells.*source=.*endpoint=.*yes=True \(--yes\)'): check_fair(plans)
+
+def test_a_delivery_at_the_root():
+    from imagesim.osm import _zone_root
+    assert [_zone_root(33, p) for p in ('/33','/33/','/','33','a/33','a/b/')]==['/','/','/','.','a','a/b']
