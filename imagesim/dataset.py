@@ -8,7 +8,7 @@ __all__ = ['INVENTED', 'SEASONS', 'VIEWS', 'FORM', 'FILES', 'invent_delivery', '
            'pull_dataset']
 
 # %% ../nbs/04a_dataset.ipynb #e0b73dc7
-import contextlib, fcntl, hashlib, math, os, re, shutil, tempfile, uuid
+import contextlib, errno, fcntl, hashlib, math, os, re, shutil, tempfile, uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date as Date, datetime, timezone
@@ -21,7 +21,8 @@ from fastcore.basics import patch
 import imagesim
 from .ard import ARD_LEVEL, CHIP_LEVEL, GRID_M, Cell, as_geometry, parse_day, read_tile_table, transformer
 from .classes import ClassSchema, read_schema, schema_names
-from .encoding import (check_classes, dense_sql, local_copy, open_duck, read_labels_table, sql_files, sql_name, sql_text, to_dense, to_sparse, write_table)
+from imagesim.encoding import (check_classes, dense_sql, file_note, local_copy, open_duck, read_labels_table, sql_files, sql_name, sql_text, table_source, to_dense, to_sparse,
+    write_table)
 from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, StorageError, copy_file, atomic_path, exists, file_info, fingerprint,
     get_settings, is_dir, is_remote, join, list_dirs, list_files, map_items, one_line, progress, read_json, relative_path, safe_relative, storage_errors, suggest, write_json)
 from .nodata import read_nodata_index
@@ -96,6 +97,7 @@ class _Inputs:
     tiles:'pd.DataFrame|None'
     level:int
     credits:list[str]
+    osm:list            # days of the map data behind the labels; None for those that don't tell
     problems:list       # (path, reason)
 
 # %% ../nbs/04a_dataset.ipynb #96727185
@@ -109,6 +111,7 @@ def _index_folder(chips, level:int)->str:
 def _given_chips(chips, level:int)->pa.Table:
     "Make a table of chips whose names are all we have"
     if isinstance(chips, (str,Path)): chips = read_nodata_index(chips)
+    if not isinstance(chips, (dict,list,tuple,set,pd.Series,np.ndarray)): raise InputError(f'chips is {chips!r}; pass a folder, a no-data index, or a list of chip names')
     share = {'all data':1., 'partial data':.5, 'no data':0.}
     valid = list(map(share.get, chips.values())) if isinstance(chips, dict) else [1.]*len(chips)
     t = pa.table(dict(chip=pa.array(list(map(str, chips)), pa.string()), valid=pa.array(valid, pa.float32())))
@@ -126,7 +129,8 @@ def _labels_folder(labels, schema:str|None, level:int)->str:
         if p and is_dir(join(p, f'z{level}')): return join(p, f'z{level}')
     have = [n for n in list_dirs(labels) if is_dir(join(labels, n, f'z{level}'))] if is_dir(labels) else []
     if schema is None and len(have)==1: return join(labels, have[0], f'z{level}')
-    fix = f'pass schema=, one of {", ".join(have)}' if have else 'run `imagesim labels build`'
+    fix = (f'pass schema=, one of {", ".join(have)}' if have else 'run `imagesim labels build`' if level==CHIP_LEVEL else
+           f'`imagesim labels build` makes those of level {CHIP_LEVEL} only, so take chips of level {CHIP_LEVEL}, or put labels of your own into z{level}')
     raise MissingError(f'{labels}: no labels of {schema or "one schema"} of level {level} in it; {fix}')
 
 # %% ../nbs/04a_dataset.ipynb #483d2ebd
@@ -134,9 +138,15 @@ def _label_head(path:str)->dict: # schema, schema_hash, classes, attribution
     "Read what a label file says of itself"
     try: head = pq.read_schema(path)
     except (pa.ArrowException, OSError) as e: raise CorruptError(f'not a Parquet file ({one_line(e)}); delete it and run `imagesim labels build` again') from None
-    try: note = orjson.loads((head.metadata or {})[b'imagesim'])
-    except (KeyError, orjson.JSONDecodeError): raise CorruptError('not a label table: its metadata has no entry `imagesim`') from None
-    lost = [c for c in note.get('classes') or ['?'] if f'{c}_state' not in head.names or f'{c}_newest' not in head.names]
+    note = file_note(head)
+    if note is None: raise CorruptError('not a label table: its metadata has no entry `imagesim` that can be read')
+    for k,kind in (('schema',str), ('schema_hash',str), ('classes',list)):
+        if not isinstance(note.get(k), kind): raise CorruptError(f'not a label table: {k} in its metadata is {str(note.get(k))[:60]!r}')
+    for k in ('attribution','data_timestamp'):
+        if not isinstance(note.get(k), (str,type(None))): raise CorruptError(f'not a label table: {k} in its metadata is {str(note[k])[:60]!r}')
+    try: check_classes(note['classes'])
+    except InputError as e: raise CorruptError(f'not a label table: {e}') from None
+    lost = [c for c in note['classes'] if f'{c}_state' not in head.names or f'{c}_newest' not in head.names]
     if lost or 'place' not in head.names: raise CorruptError(f'not a label table: it lacks the columns of {lost[0] if lost else "place"!r}')
     return note
 
@@ -229,15 +239,24 @@ def _find_labels(have, labels, schema, tiles, level:int, tmp:str)->_Inputs:
             raise InputError(f"the labels of {c} are of schema {h['schema']!r} ({h['schema_hash']}), those of {next(iter(heads))} of {head['schema']!r} "
                              f"({head['schema_hash']}); run `imagesim labels build` for all")
     credits = sorted({h['attribution'] for h in heads.values() if h.get('attribution')})
-    return _Inputs(have.chips, by_cell, have.given, check_classes(head['classes']), _schema_facts(schema, head), tiles, level, credits, have.problems)
+    osm = [h.get('data_timestamp') for h in heads.values()]
+    return _Inputs(have.chips, by_cell, have.given, check_classes(head['classes']), _schema_facts(schema, head), tiles, level, credits, osm, have.problems)
+
+def _map_days(osm:list)->list[str]: # A note, or none
+    "Tell how old the map data behind the labels is"
+    days = sorted(d[:10] for d in osm if d)
+    if not days: return []
+    some = f'; of {osm.count(None):,} cells it is unknown' if None in osm else ''
+    return [f'OpenStreetMap as of {days[0]}{some}' if days[0]==days[-1] else f'OpenStreetMap as of {days[0]} to {days[-1]}, by cell{some}']
 
 def _tile_facts(tiles)->pd.DataFrame|None: # tile, sensor, cloud, view, day
     "Take what is needed of a tile table"
     if tiles is None: return None
     t = tiles if isinstance(tiles, pd.DataFrame) else read_tile_table(tiles)
     if lost := [c for c in ('tile','sensor','cloud_share','off_nadir','date') if c not in t]: raise InputError(f'tiles is no tile table: no column {", ".join(lost)}')
-    t = pd.DataFrame(dict(tile=t.tile.astype(str), sensor=t.sensor.astype(object).where(t.sensor.notna(), None), cloud=t.cloud_share.astype(float),
-                          view=t.off_nadir.astype(float), day=pd.to_datetime(t.date)))
+    try: t = pd.DataFrame(dict(tile=t.tile.astype(str), sensor=t.sensor.astype(object).map(lambda o: None if pd.isna(o) else str(o)).astype(object),
+        cloud=t.cloud_share.astype(float), view=t.off_nadir.astype(float), day=pd.to_datetime(t.date)))
+    except (ValueError, TypeError) as e: raise InputError(f'tiles is no tile table: cloud_share and off_nadir are numbers, date is a day ({one_line(e)[:120]})') from None
     return t.sort_values(['tile','day']).drop_duplicates('tile', ignore_index=True)
 
 # %% ../nbs/04a_dataset.ipynb #d759521a
@@ -254,13 +273,16 @@ def _share(q, *names):
 
 def _days(q):
     for n in ('since','until'):
-        if q[n] is not None: q[n] = (parse_day(q[n]) if isinstance(q[n], str) else q[n]).isoformat()[:10]
+        if q[n] is not None: q[n] = (q[n] if isinstance(q[n], Date) else parse_day(q[n])).isoformat()[:10]
     if q['since'] and q['until'] and q['since']>q['until']: raise InputError(f"since {q['since']} is after until {q['until']}")
 
 def _names(q, *names):
     for n in names:
-        if q[n] is not None: q[n] = sorted({q[n]} if isinstance(q[n], str) else set(q[n]))
-        if q[n] is not None and not q[n]: raise InputError(f'{n} is an empty list; leave it out to take all')
+        if q[n] is None: continue
+        some = [q[n]] if isinstance(q[n], str) else list(q[n]) if isinstance(q[n], Iterable) else [None]
+        if not all(isinstance(o, str) for o in some): raise InputError(f'{n} is {q[n]!r}; pass a list of texts')
+        q[n] = sorted(set(some))
+        if not q[n]: raise InputError(f'{n} is an empty list; leave it out to take all')
 
 def _number(q, name, least, most):
     v = q[name]
@@ -274,19 +296,21 @@ def _split_shares(split)->dict[str,float]:
     if not isinstance(split, dict) or not split: raise InputError(f'split is {split!r}; pass shares, such as dict(train=.8, val=.1, test=.1)')
     for k,v in split.items():
         if not isinstance(k, str) or not re.fullmatch('[A-Za-z][A-Za-z0-9_-]{0,30}', k): raise InputError(f'a split can not be called {k!r}; use a word')
-        if not isinstance(v, (int,float)) or not 0<v<=1: raise InputError(f'the share of {k} is {v!r}; shares are above 0, and sum up to 1')
+        if isinstance(v, bool) or not isinstance(v, (int,float)) or not 1e-6<=v<=1: raise InputError(f'the share of {k} is {v!r}; shares are a millionth or more, and sum up to 1')
     if abs(sum(split.values())-1)>1e-6: raise InputError(f'the shares of the splits sum up to {sum(split.values()):g}; they must sum up to 1')
     return {k:round(float(v), 9) for k,v in split.items()}
 
 def _groups(q, name:str, classes, ok, what:str)->dict:
     "Check caps, quotas or weights: {'class': {'forest': …}, 'sensor': {…}, …}"
     out = {}
+    if not isinstance(q[name], (dict,type(None))): raise InputError(f"{name} is {q[name]!r}; pass a dict, such as {{'class': …}}")
     for dim,wish in (q[name] or {}).items():
         if dim not in _dims: raise InputError(f'{name}: there is nothing to count by {dim!r}; {suggest(str(dim), _dims)}')
-        if name=='weights' and wish=='balanced': out[dim] = wish; continue
+        if name=='weights' and isinstance(wish, str) and wish=='balanced': out[dim] = wish; continue
         if not isinstance(wish, dict): raise InputError(f'{name}: {dim} is {wish!r}; pass a dict, for each {dim} {what}' + (", or 'balanced'" if name=='weights' else ''))
         known = {'class':classes, 'season':[*SEASONS,'unknown'], 'off_nadir':[*VIEWS,'unknown']}.get(dim)
         for g,v in wish.items():
+            if not isinstance(g, str): raise InputError(f'{name}: {g!r} is no {dim}; name it by a text')
             if known and g not in known: raise InputError(f'{name}: there is no {dim} {g!r}; {suggest(str(g), known)}')
             if isinstance(v, bool) or not ok(v): raise InputError(f'{name}: {dim} {g!r} is {v!r}; it should be {what}')
         out[dim] = dict(sorted(wish.items()))
@@ -316,13 +340,15 @@ def _checked(q:dict, classes:list[str])->dict:
     _names(q, 'sensors','catalog_ids')
     for name,least,most in (('max_off_nadir',0,90), ('block_level',1,q['level']), ('gap',0,32), ('seed',0,2**31)): _number(q, name, least, most)
     q['split'], q['area'] = _split_shares(q['split']), _area_form(q['area'], q['level'])
+    if not isinstance(q['undated'], bool): raise InputError(f"undated is {q['undated']!r}; it is True or False")
+    if not isinstance(q['pinned'], (dict,Dataset,type(None))): raise InputError(f"pinned is {q['pinned']!r}; pass a dict of cells and splits, or an earlier Dataset")
     if q['newer'] not in ('unmapped','keep'): raise InputError(f"newer is {q['newer']!r}; it is 'unmapped' or 'keep'")
     q['caps'] = _groups(q, 'caps', classes, lambda v: isinstance(v,int) and v>=0 or isinstance(v,float) and 0<=v<1, 'a number of chips, or a share below 1')
     q['quotas'] = _groups(q, 'quotas', classes, lambda v: isinstance(v,int) and v>=0, 'a number of chips')
     q['weights'] = _groups(q, 'weights', classes, lambda v: isinstance(v,(int,float)) and 0<v<1e6, 'a number above 0')
     if isinstance(q['pinned'], Dataset): q['block_level'], q['pinned'] = q['block_level'] or q['pinned'].manifest['block_level'], _pins(q['pinned'])
     q['pinned'] = {Cell.parse(c).id:s for c,s in sorted((q['pinned'] or {}).items(), key=lambda o: str(o[0]))}
-    if odd := [s for s in q['pinned'].values() if s not in q['split']]: raise InputError(f'pinned: there is no split {odd[0]!r}; {suggest(str(odd[0]), q["split"])}')
+    if odd := [s for s in q['pinned'].values() if not isinstance(s, str) or s not in q['split']]: raise InputError(f'pinned: there is no split {odd[0]!r}; {suggest(str(odd[0]), q["split"])}')
     return q
 
 # %% ../nbs/04a_dataset.ipynb #c2ef0326
@@ -335,6 +361,7 @@ class _Work:
     funnel:dict = field(default_factory=dict)   # reason -> chips
     digests:dict = field(default_factory=lambda: dict(chips={}, labels={}))
     notes:list = field(default_factory=list)
+    told:int = 0    # chips whose tile is in the tile table
     @property
     def classes(self)->list[str]: return self.inputs.classes
     @property
@@ -384,7 +411,7 @@ def _limits(w:_Work)->list[tuple[str,str]]: # (reason, SQL condition), in order
                                   ('max_cloud','cloud','cloud of the tile unknown','tile with more than {} cloud'),
                                   ('max_off_nadir','view','off-nadir unknown','more than {} degrees off nadir')):
         if (v := q[name]) is not None: out += [(unknown, f'{col} IS NULL'), (test.format(say(v)), f'{col} {"<" if name=="min_clear" else ">"} {v!r}::FLOAT')]
-    if not q['undated']: out.append(('date unknown', 'day IS NULL'))
+    if not q['undated']: out.append(('date unknown (undated=True keeps them)', 'day IS NULL'))
     if q['since']: out.append((f"before {q['since']}", f"day < DATE '{q['since']}'"))
     if q['until']: out.append((f"after {q['until']}", f"day > DATE '{q['until']}'"))
     return out + [('no labels', 'NOT known')]
@@ -410,12 +437,17 @@ def _batch_tables(w:_Work, cells:list[str]):
     twice = w.one('SELECT place, count(*) FROM lab GROUP BY place HAVING count(*)>1 LIMIT 1')
     if twice: raise CorruptError(f'{twice[0]} has labels {twice[1]} times; delete the labels of its cell and run `imagesim labels build` again')
 
+_sums = "count(*)||':'||sum((x & 18446744073709551615::UHUGEINT)::UBIGINT)||':'||sum((x >> 64)::UBIGINT)" # not xor: a row listed twice must count twice
+
+def _row_number(cols)->str:
+    "Write the SQL of a number that stands for what a row says"
+    return "md5_number(concat_ws('|', "+', '.join(f"coalesce({c}::VARCHAR, '-')" for c in cols)+'))'
+
 def _digest_batch(w:_Work):
     "Condense what the inputs say"
-    text = lambda cols: "concat_ws('|', "+', '.join(f"coalesce({c}::VARCHAR, '-')" for c in cols)+')'
     for kind,key,table,cols in (('chips','tile','raw',['chip','valid','clear','date','off_nadir']),
                                 ('labels','left(place, 16)','lab',['place',*(f'{k}{i}' for i in range(len(w.classes)) for k in 'sn')])):
-        for k,n,x in w.rows(f'SELECT {key}, count(*), bit_xor(md5_number({text(cols)})) FROM {table} GROUP BY 1 ORDER BY 1'): w.digests[kind][k] = f'{n}:{x:032x}'
+        w.digests[kind] |= w.rows(f'SELECT k, {_sums} FROM (SELECT {key} AS k, {_row_number(cols)} AS x FROM {table}) GROUP BY 1 ORDER BY 1')
 
 # %% ../nbs/04a_dataset.ipynb #4e56cb31
 def _scan(w:_Work, batch:int=48):
@@ -439,16 +471,19 @@ def _scan(w:_Work, batch:int=48):
             _digest_batch(w)
             _pass_batch(w, limits)
             bar.update(len(cells[i:i+batch]))
+    w.notes += _map_days(inp.osm)
+    if inp.tiles is not None and not w.told: w.notes.append('the tile table knows no tile of these chips; sensors, clouds and days are not from it')
 
 def _pass_batch(w:_Work, limits):
     "Join a batch, and let through what passes the limits"
-    newer = 'n{0} > day' if w.query['newer']=='unmapped' else 'false'
+    newer = '(n{0} > day OR day IS NULL AND n{0} IS NOT NULL)' if w.query['newer']=='unmapped' else 'false'
     state = lambda i: f"CASE WHEN s{i} NOT IN (0,1) THEN error('state of '||place||' is '||s{i}) WHEN {newer.format(i)} THEN NULL ELSE s{i} END"
     why = ' '.join(f'WHEN {sql} THEN {i}' for i,(_,sql) in enumerate(limits))
     w.con.execute(f'''CREATE OR REPLACE TEMP TABLE seen AS SELECT *, CASE {why} END AS why FROM (
         SELECT raw.* EXCLUDE (off_nadir), sensor, cloud, coalesce(off_nadir, "view") AS "view", coalesce(date, tile_day) AS day,
-            lab.place IS NOT NULL AS known, lab.* EXCLUDE (place)
+            lab.place IS NOT NULL AS known, tiles.tile IS NOT NULL AS told, lab.* EXCLUDE (place)
         FROM raw LEFT JOIN tiles ON raw.tile=tiles.tile LEFT JOIN lab ON raw.place=lab.place)''')
+    w.told += w.one('SELECT count(*) FROM seen WHERE told')[0]
     for i,n in w.rows('SELECT why, count(*) FROM seen WHERE why IS NOT NULL GROUP BY 1'): w.funnel[limits[i][0]] += n
     w.con.execute(f'INSERT INTO cand SELECT chip, day, sensor, view, valid, clear, {", ".join(map(state, range(len(w.classes))))} FROM seen WHERE why IS NULL ORDER BY chip')
 
@@ -636,7 +671,7 @@ def _funnel_text(funnel:dict)->str:
     return '\n'.join(f'  {n:>+12,} {what}' for what,n,_ in _funnel_rows(total))
 
 # %% ../nbs/04a_dataset.ipynb #5238f5ef
-FORM = 1 # of the manifest
+FORM = 2 # of the manifest, and of what a version covers
 
 def _check_name(name:str)->str:
     "Refuse names that are no plain folder names"
@@ -665,9 +700,9 @@ FILES = 'sparse.parquet', 'sparse.csv', 'dense.parquet', 'splits.parquet', 'sche
 
 def _content(con, folder:str)->str:
     "Condense what the tables say, whatever wrote them"
-    row = "concat_ws('|', Feature, place, block, split, weight::DECIMAL(18,5)::VARCHAR, coalesce(date::VARCHAR, '-'), coalesce(sensor, '-'))"
-    n, x = con.execute(f'SELECT count(*), bit_xor(md5_number({row})) FROM read_parquet({sql_files([folder+"/splits.parquet"])})').fetchone()
-    return fingerprint(_sha256(f'{folder}/sparse.csv'), n, f'{x or 0:032x}')
+    row = _row_number(['Feature','place','block','split','weight::DECIMAL(18,5)','date','catalog_id','season','off_nadir','valid','clear','sensor'])
+    said = con.execute(f'SELECT {_sums} FROM (SELECT {row} AS x FROM read_parquet({sql_files([folder+"/splits.parquet"])}))').fetchone()[0]
+    return fingerprint(_sha256(f'{folder}/sparse.csv'), said)
 
 # %% ../nbs/04a_dataset.ipynb #dd503d34
 def _counts(w:_Work)->dict:
@@ -686,14 +721,45 @@ def _counts(w:_Work)->dict:
 def _seal(manifest:dict)->str:
     return hashlib.sha256(orjson.dumps({k:v for k,v in manifest.items() if k!='seal'}, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
+def _condensed(digests:dict)->dict: return dict(files=len(digests), hash=fingerprint(digests))
+
 def _inputs_key(w:_Work)->dict:
     "Condense all inputs"
-    d = {k:dict(files=len(v), hash=fingerprint(v)) for k,v in w.digests.items()}
+    d = {k:_condensed(v) for k,v in w.digests.items()}
     t = w.inputs.tiles
     plain = lambda o: None if pd.isna(o) else o if isinstance(o, (str,float)) else str(o)[:10]
     used = None if t is None else [[plain(o) for o in r] for r in t.itertuples(index=False) if r.tile[:16] in w.inputs.chips]
     d['tiles'] = None if used is None else dict(rows=len(used), hash=fingerprint(used))
     return d | dict(schema=dict(name=w.inputs.schema.name, hash=w.inputs.schema.hash, classes=w.classes))
+
+# %% ../nbs/04a_dataset.ipynb #a55b645d
+_parts = dict(name=str, version=str, made=str, code=dict, query=dict, inputs=dict, key=str, content=str, block_level=int, counts=dict, funnel=dict, notes=list, credits=list,
+              problems=list, colours=dict, files=dict, sources=dict, seal=str)
+
+def _odd_part(m:dict)->str: # '' if there is none
+    "Name the part of a manifest that has another form"
+    count = lambda v: isinstance(v, int) and not isinstance(v, bool) and v>=0
+    texts = lambda v: isinstance(v, list) and all(isinstance(o, str) for o in v)
+    table = lambda v, ok: isinstance(v, dict) and all(map(ok, v.values()))
+    if odd := [k for k,kind in _parts.items() if not isinstance(m.get(k), kind)]: return f'{odd[0]} is {str(m.get(odd[0]))[:40]!r}'
+    try: _check_name(m['name']), check_classes(m['inputs']['schema']['classes'])
+    except (InputError, KeyError, TypeError) as e: return f'its name or classes: {one_line(e)[:120]}'
+    q, classes, schema = m['query'], m['inputs']['schema']['classes'], m['inputs']['schema']
+    of_split = lambda c: isinstance(c, dict) and all(count(c.get(k)) for k in ('chips','places','blocks','empty','unmapped')) and table(c.get('classes'),
+        lambda n: isinstance(n, list) and len(n)==3 and all(map(count, n))) and list(c['classes'])==classes
+    tests = dict(version=re.fullmatch('[0-9a-f]{16}', m['version']), code=isinstance(m['code'].get('imagesim'), str), query=set(_wishes)<=q.keys() and count(q['level'])
+        and table(q['split'], lambda v: isinstance(v, float)) and q['split'] and all(isinstance(q[k], dict) for k in ('caps','quotas','weights','pinned')),
+        inputs={'chips','labels','tiles'}<=m['inputs'].keys() and all(isinstance(schema.get(k), str) for k in ('name','hash')),
+        counts=table(m['counts'], of_split) and list(m['counts'])==list(q.get('split') or []), funnel=table(m['funnel'], count) and 'chips' in m['funnel'], notes=texts(m['notes']),
+        credits=texts(m['credits']), problems=all(texts(o) and len(o)==2 for o in m['problems']), colours=table(m['colours'], lambda v: isinstance(v, str)),
+        files=table(m['files'], lambda f: isinstance(f, dict) and count(f.get('size')) and isinstance(f.get('sha256'), str)) and set(m['files'])==set(FILES),
+        sources=table(m['sources'], lambda v: table(v, lambda o: isinstance(o, str))) and set(m['sources'])=={'chips','labels'})
+    return next((f'{k} has another form' for k,ok in tests.items() if not ok), '')
+
+def _manifest_problem(m:dict)->str: # '' if it is one
+    "Say what keeps something from being a manifest"
+    try: return _odd_part(m)
+    except (TypeError, KeyError, AttributeError) as e: return one_line(e)[:120]
 
 # %% ../nbs/04a_dataset.ipynb #6c8ce128
 def _read_manifest(path:str)->dict:
@@ -701,9 +767,9 @@ def _read_manifest(path:str)->dict:
     p = join(path, 'manifest.json')
     try: m = read_json(p)
     except MissingError: raise MissingError(f'{path}: no dataset here (no manifest.json)') from None
-    if not isinstance(m, dict) or not {'form','name','version','files','query','counts','funnel','seal'}<=m.keys():
-        raise CorruptError(f'{p}: not the manifest of a dataset')
-    if m['form']!=FORM: raise InputError(f"{p}: written in form {m['form']}; this imagesim reads form {FORM}")
+    if not isinstance(m, dict) or 'form' not in m: raise CorruptError(f'{p}: not the manifest of a dataset')
+    if m['form']!=FORM: raise InputError(f"{p}: written in form {str(m['form'])[:40]}; this imagesim reads form {FORM}, make the version again")
+    if wrong := _manifest_problem(m): raise CorruptError(f'{p}: not the manifest of a dataset: {wrong}')
     if _seal(m)!=m['seal']: raise CorruptError(f'{p}: damaged or edited, its seal does not fit; pull the version again, or make it again')
     return m
 
@@ -726,6 +792,21 @@ class Dataset:
         if name not in FILES: raise InputError(f'a dataset has no file {name!r}; {suggest(name, FILES)}')
         return join(self.path, name)
 
+# %% ../nbs/04a_dataset.ipynb #120a7650
+def _file_problems(path:str, manifest:dict, deep:bool=True)->list[str]: # Without `deep` only sizes are compared
+    "Compare the files of a version with its manifest"
+    out = []
+    for n in FILES:
+        want = manifest['files'][n]
+        try:
+            if (size := file_info(join(path, n)).size)!=want['size']: out.append(f"{n}: {size:,} bytes, the manifest says {want['size']:,}"); continue
+            if not deep: continue
+            with local_copy(join(path, n)) as p:
+                if _sha256(p)!=want['sha256']: out.append(f'{n}: its content has changed')
+        except MissingError: out.append(f'{n}: missing')
+    extra = {relative_path(f.path, path) for f in list_files(path)}-{*FILES,'manifest.json'}
+    return out + [f'{n}: does not belong here' for n in sorted(extra)]
+
 # %% ../nbs/04a_dataset.ipynb #8eca777a
 @contextlib.contextmanager
 def _making(out:str, name:str):
@@ -734,30 +815,61 @@ def _making(out:str, name:str):
         with tempfile.TemporaryDirectory() as tmp: yield tmp
         return
     home = os.path.join(out, name)
-    with storage_errors(home): os.makedirs(home, exist_ok=True)
     for old in Path(home).glob('.making-*'):
         with contextlib.suppress(OSError), open(old/'lock') as f: # somebody's work goes on as long as it is locked
             fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
             shutil.rmtree(old, ignore_errors=True)
-    tmp = os.path.join(home, f'.making-{uuid.uuid4().hex[:8]}')
-    os.mkdir(tmp)
+    with contextlib.ExitStack() as on:
+        try: tmp = on.enter_context(_locked_folder(home))
+        except PermissionError: tmp = on.enter_context(tempfile.TemporaryDirectory()) # perhaps the version is there already
+        yield tmp
+
+@contextlib.contextmanager
+def _locked_folder(home:str):
+    "Lend a folder that is locked from the moment it has its name"
+    try: new = _new_folder(home)
+    except PermissionError: raise
+    except OSError as e:
+        if e.errno==errno.EROFS: raise PermissionError(home) from None
+        with storage_errors(home): raise
+    tmp = new.replace('.new-', '.making-')
     try:
-        with open(os.path.join(tmp, 'lock'), 'w') as f:
+        with open(os.path.join(new, 'lock'), 'w') as f:
             fcntl.flock(f, fcntl.LOCK_EX)
+            os.rename(new, tmp)
             yield tmp
     finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+        for p in (new, tmp): shutil.rmtree(p, ignore_errors=True)
         with contextlib.suppress(OSError): os.rmdir(home) # nothing came of it
+
+def _new_folder(home:str)->str:
+    for i in range(50): # another run may remove an empty `home` between the two steps
+        new = os.path.join(home, f'.new-{uuid.uuid4().hex[:8]}')
+        try:
+            os.makedirs(home, exist_ok=True)
+            os.mkdir(new)
+            return new
+        except (FileNotFoundError, FileExistsError):
+            if i==49: raise
 
 def _publish(made:str, dest:str):
     "Let a finished version appear, all at once"
     if is_remote(dest):
         for n in (*FILES, 'manifest.json'): copy_file(file_info(f'{made}/{n}'), join(dest, n))
-    else:
-        try: os.rename(made, dest)
-        except OSError:
+        return
+    with storage_errors(dest):
+        try:
+            if os.path.isdir(dest) and os.listdir(dest): raise FileExistsError(dest)
+            os.makedirs(os.path.dirname(dest), exist_ok=True)
+            os.rename(made, dest)
+        except OSError: # another run was quicker
             if not os.path.isdir(dest): raise
-            _read_manifest(dest) # another run was quicker; theirs is the same, or damaged
+            _check_there(dest)
+
+def _check_there(dest:str):
+    "Refuse a version that is there, but damaged or in parts"
+    if not exists(join(dest, 'manifest.json')): raise CorruptError(f'{dest}: remaining parts of a copy, without a manifest; remove the folder and try again')
+    if problems := _file_problems(dest, _read_manifest(dest), deep=not is_remote(dest)): raise CorruptError(f'{dest}: {problems[0]}; remove the folder and make the version again')
 
 def _made_before(out:str, name:str, key:str)->str|None:
     "Find the version that was made of the same inputs and wishes"
@@ -774,8 +886,10 @@ def _make(w:_Work, tmp:str, out:str, name:str)->tuple[str,bool]: # path of the v
     _scan(w)
     w.funnel = dict(chips=w.one('SELECT count(*) FROM cand')[0]+sum(w.funnel.values())) | w.funnel
     inputs = _inputs_key(w)
-    key = fingerprint(FORM, q, inputs)
-    if there := _made_before(out, name, key): return there, False
+    key = fingerprint(FORM, q, inputs, w.inputs.credits)
+    if there := _made_before(out, name, key):
+        _check_there(there)
+        return there, False
     _known_groups(w)
     _drop_second_copies(w)
     caps = _caps(w)
@@ -795,7 +909,9 @@ def _make(w:_Work, tmp:str, out:str, name:str)->tuple[str,bool]: # path of the v
              files=files, sources=w.digests)
     write_json(os.path.join(made, 'manifest.json'), m | dict(seal=_seal(m)))
     dest = join(out, name, m['version'])
-    if exists(join(dest, 'manifest.json')): _read_manifest(dest); return dest, False
+    if exists(join(dest, 'manifest.json')):
+        _check_there(dest)
+        return dest, False
     _publish(made, dest)
     return dest, True
 
@@ -837,10 +953,13 @@ def make_dataset(
     out, root = str(out or Layout().datasets).rstrip('/'), Layout()
     q = {k:v for k,v in locals().items() if k in _wishes}
     _check_name(name)
+    if isinstance(level, bool) or not isinstance(level, int) or not ARD_LEVEL<level<=22: raise InputError(f'level is {level!r}; it is a whole number from {ARD_LEVEL+1} to 22')
+    credits = [credits] if isinstance(credits, str) else list(credits) if isinstance(credits, Iterable) else [None]
+    if not all(isinstance(c, str) for c in credits): raise InputError('credits is a text, or a list of texts')
     if tiles is None and exists(root.tiles): tiles = root.tiles
     with _making(out, name) as tmp:
         inputs = _find_inputs(root.chips if chips is None else chips, root.labels if labels is None else labels, schema, tiles, q['level'], tmp)
-        inputs.credits = list(dict.fromkeys([*inputs.credits, *([credits] if isinstance(credits, str) else credits)]))
+        inputs.credits = sorted({*inputs.credits, *credits})
         with open_duck(memory, threads, tmp) as con:
             path, is_new = _make(_Work(con, inputs, _checked(q, inputs.classes)), tmp, out, name)
     made = Dataset(path)
@@ -949,6 +1068,7 @@ def show_dataset(
 )->Dataset:
     "Open a version of a dataset"
     if isinstance(name, Dataset): return name
+    if not isinstance(version, (str,type(None))): raise InputError(f'version is {version!r}; pass its digits as a text')
     name, root = str(name).rstrip('/'), str(out or Layout().datasets).rstrip('/')
     if version is None and out is None and exists(join(name, 'manifest.json')): return Dataset(name)
     if version is None and '/' in name and not name.startswith(('/','s3:')): name, _, version = name.partition('/')
@@ -956,11 +1076,20 @@ def show_dataset(
     there = list_dirs(join(root, name)) if is_dir(join(root, _check_name(name))) else []
     have = [v for v in there if exists(join(root, name, v, 'manifest.json'))]
     if not have: raise MissingError(f'{root}: no dataset {name!r}; {suggest(name, known) if (known := list_dirs(root) if is_dir(root) else []) else "make one"}')
-    if version is None: return max((Dataset(join(root, name, v)) for v in have), key=lambda d: (d.manifest['made'], d.version))
+    if version is None: return _newest([join(root, name, v) for v in have])
     fit = [v for v in have if v.startswith(version)] if version else []
     if not fit: raise MissingError(f'{name}: no version {version!r}; there are {", ".join(have)}')
     if len(fit)>1: raise InputError(f'{name}: {len(fit)} versions begin with {version!r}: {", ".join(fit)}')
     return Dataset(join(root, name, fit[0]))
+
+def _newest(paths:list[str])->Dataset:
+    "Open the newest version; those of other forms count only when there is nothing else"
+    out, other = [], None
+    for p in paths:
+        try: out.append(Dataset(p))
+        except InputError as e: other = e
+    if not out: raise other
+    return max(out, key=lambda d: (d.manifest['made'], d.version))
 
 # %% ../nbs/04a_dataset.ipynb #a8161efc
 @dataclass
@@ -1027,20 +1156,55 @@ class DatasetCheck:
         lines = [f'{name}: {"whole" if not self.problems else "damaged"}, {self.chips:,} chips'+('' if self.gone is None else f', {self.gone:,} have gone')]
         return '\n'.join(lines+[f'  {p}' for p in self.problems]+[f'  gone: {c}' for c in self.examples])
 
-# %% ../nbs/04a_dataset.ipynb #819274be
-def _file_problems(path:str, manifest:dict)->list[str]:
-    "Compare the files of a version with its manifest"
-    out = []
-    for n in FILES:
-        want = manifest['files'].get(n)
+# %% ../nbs/04a_dataset.ipynb #21ace841
+def _problems(path:str, name:str|None=None)->list[str]: # In words; empty if all is well
+    "Check a version: files, tables, and whether it is what its name says; `name` is what it was asked for as"
+    m, folder = _read_manifest(path), path.rstrip('/').rpartition('/')[2]
+    out = _file_problems(path, m)
+    if m['version']!=folder: out.append(f"the folder is called {folder}, the manifest is that of {m['version']}")
+    if name is not None and m['name']!=name: out.append(f"{name} was asked for, the manifest is that of {m['name']}")
+    if fingerprint(FORM, m['query'], m['inputs'], m['credits'])!=m['key'] or any(m['inputs'][k]!=_condensed(v) for k,v in m['sources'].items()):
+        out.append('the inputs or the wishes are not those that the version was named after')
+    if out: return out
+    with contextlib.ExitStack() as on:
+        tmp = on.enter_context(tempfile.TemporaryDirectory())
+        for f in FILES: os.symlink(os.path.abspath(on.enter_context(local_copy(join(path, f)))), join(tmp, f))
         try:
-            with local_copy(join(path, n)) as p:
-                if want is None: out.append(f'{n}: not in the manifest')
-                elif (size := os.path.getsize(p))!=want['size']: out.append(f"{n}: {size:,} bytes, the manifest says {want['size']:,}")
-                elif _sha256(p)!=want['sha256']: out.append(f'{n}: its content has changed')
-        except MissingError: out.append(f'{n}: missing')
-    extra = {relative_path(f.path, path) for f in list_files(path)}-{*FILES,'manifest.json'}
-    return out + [f'{n}: does not belong here' for n in sorted(extra)]
+            with open_duck() as con: return _table_problems(con, tmp, m)
+        except (CorruptError, InputError) as e: return [one_line(e)]
+
+def _table_problems(con, folder:str, m:dict)->list[str]:
+    "Compare the tables of a version with each other, with its version, and with its counts"
+    if fingerprint(m['key'], _content(con, folder))!=m['version']: return ['the tables are not those that the version was named after']
+    classes, file = m['inputs']['schema']['classes'], lambda n: join(folder, n)
+    cols = [f'c{i}' for i in range(len(classes))]
+    said = lambda sql, cols: con.execute(f'SELECT {_sums} FROM (SELECT {_row_number(cols)} AS x FROM ({sql}))').fetchone()[0]
+    raw = lambda n, cols: f"SELECT * FROM read_parquet({sql_files([file(n)])}, file_row_number=true) AS t({', '.join(cols)}, nth)"
+    typed = lambda form, n: f"SELECT f, {', '.join(f'{c}::DOUBLE::TINYINT AS {c}' for c in cols)} FROM {table_source(file(n), classes, form)}"
+    sparse, sp_cols = typed('sparse', 'sparse.parquet'), ['f',*cols]
+    order = said(raw('sparse.parquet', sp_cols), ['nth','f'])
+    names = ['Feature','place','block','split',*(f'o{i}' for i in range(8))]
+    heads = {'sparse.parquet':['Feature',*classes], 'dense.parquet':['Feature','present','unmapped']}
+    out = [f'{n} has other columns' for n,h in heads.items() if pq.read_schema(file(n)).names!=h]
+    if out: return out
+    if said(sparse, sp_cols)!=said(typed('sparse', 'sparse.csv'), sp_cols): out.append('sparse.parquet does not say the same as sparse.csv')
+    if said(dense_sql(classes, f'({sparse})'), ['"Feature"','present','unmapped'])!=said(raw('dense.parquet', ['f','p','u']), ['f','p','u']): out.append('dense.parquet does not say the same as sparse.csv')
+    for n,head,k in (('dense.parquet',['f','p','u'],'f'), ('splits.parquet',names,'Feature')):
+        if said(raw(n, head), ['nth',k])!=order: out.append(f'{n} has other chips than sparse.parquet, or in another order')
+    con.execute(f"""CREATE TABLE final AS SELECT f AS chip, block, split, {', '.join(cols)} FROM ({sparse}) JOIN ({raw('splits.parquet', names)}) s ON s."Feature"=f""")
+    w = _Work(con, SimpleNamespace(classes=classes), m['query'])
+    if _counts(w)!=m['counts']: out.append('the counts in the manifest are not those of the tables')
+    if _funnel_rows(m['funnel'])[-1][1]!=sum(c['chips'] for c in m['counts'].values()): out.append('the funnel in the manifest does not add up to the chips')
+    return out + _schema_problem(file('schema.toml'), m['inputs']['schema'])
+
+def _schema_problem(path:str, schema:dict)->list[str]:
+    "Compare the class schema of a version with its manifest"
+    import tomllib
+    try:
+        t = tomllib.loads(Path(path).read_text(encoding='utf-8'))
+        mark, names = (t['hash'], [c['name'] for c in t['class']]) if 'hash' in t else ((s := read_schema(path)).hash, s.names)
+    except (ImagesimError, ValueError, KeyError, TypeError) as e: return [f'schema.toml: {one_line(e)[:200]}']
+    return [] if (mark,names)==(schema['hash'],schema['classes']) else ['schema.toml is not the schema that the labels were made with']
 
 def _gone_chips(con, sparse:str, chips, level:int, tmp:str)->tuple[int,list[str]]:
     "Find the chips that the index has no more"
@@ -1063,14 +1227,7 @@ def verify_dataset(
 )->DatasetCheck:
     "Check a version against its hashes, and its chips against the index"
     d = show_dataset(dataset, out=out)
-    m, problems = _read_manifest(d.path), _file_problems(d.path, d.manifest)
-    folder = d.path.rpartition('/')[2]
-    if m['version']!=folder: problems.append(f"the folder is called {folder}, the manifest is that of {m['version']}")
-    if not problems:
-        with contextlib.ExitStack() as on, open_duck() as con:
-            tmp = on.enter_context(tempfile.TemporaryDirectory())
-            for f in ('sparse.csv','splits.parquet'): os.symlink(os.path.abspath(on.enter_context(local_copy(d.file(f)))), join(tmp, f))
-            if fingerprint(m['key'], _content(con, tmp))!=m['version']: problems.append('the tables are not those that the version was named after')
+    m, problems = d.manifest, _problems(d.path)
     if chips is None or problems: return DatasetCheck(d.path, problems, len(d))
     with tempfile.TemporaryDirectory() as tmp, local_copy(d.file('sparse.parquet')) as p, open_duck() as con:
         return DatasetCheck(d.path, problems, len(d), *_gone_chips(con, p, chips, m['query']['level'], tmp))
@@ -1083,7 +1240,7 @@ def push_dataset(
 )->str: # Where it is now
     "Copy a version to the bucket; one that is there already is left alone"
     d = show_dataset(dataset, out=out)
-    if problems := _file_problems(d.path, d.manifest): raise CorruptError(f'{d.path}: {problems[0]}; a damaged version is not pushed')
+    if problems := _problems(d.path): raise CorruptError(f'{d.path}: {problems[0]}; a damaged version is not pushed')
     dest = join(_bucket_datasets(to), d.name, d.version)
     if exists(join(dest, 'manifest.json')):
         if _read_manifest(dest)['files']!=d.manifest['files']: raise InputError(f'{dest} holds other files under this version; versions are never changed')
@@ -1104,14 +1261,15 @@ def pull_dataset(
     "Fetch a version, and verify it before it appears"
     there, out = show_dataset(name, version, _bucket_datasets(source)), str(out or Layout().datasets).rstrip('/')
     if is_remote(out): raise InputError(f'{out} is in a bucket; pull to a folder')
-    dest = join(out, _check_name(there.name), safe_relative(there.version))
+    asked = there.path.split('/')[-2] # what the folder is called; its manifest must agree
+    dest = join(out, _check_name(asked), there.version)
     if exists(join(dest, 'manifest.json')):
-        if problems := _file_problems(dest, _read_manifest(dest)): raise CorruptError(f'{dest}: {problems[0]}; remove the folder and pull again')
+        if problems := _problems(dest, asked): raise CorruptError(f'{dest}: {problems[0]}; remove the folder and pull again')
         return Dataset(dest)
-    with _making(out, there.name) as tmp:
+    with _making(out, asked) as tmp:
         made = join(tmp, there.version)
         os.mkdir(made)
         for n in (*FILES, 'manifest.json'): copy_file(file_info(join(there.path, n)), join(made, n))
-        if problems := _file_problems(made, _read_manifest(made)): raise CorruptError(f'{there.path}: {problems[0]}; it was damaged there or on the way')
+        if problems := _problems(made, asked): raise CorruptError(f'{there.path}: {problems[0]}; it was damaged there or on the way')
         _publish(made, dest)
     return Dataset(dest)

@@ -70,3 +70,41 @@ def test_a_connection_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ZeroDivisionError), open_duck(where=str(tmp_path)): 1/0
     assert not list(tmp_path.iterdir())
+
+def test_names_that_head_columns_elsewhere():
+    for c in ('chips','Places','blocks','empty','date','key','rows'):
+        with pytest.raises(InputError, match='rename it in the schema'): to_dense(pd.DataFrame({'Feature':['a.jpg'], c:[1]}))
+
+def test_csv_of_other_programs(tmp_path):
+    "A mark at the beginning does no harm, another encoding is named"
+    (tmp_path/'bom.csv').write_bytes('\ufeffFeature,wäter\na.jpg,1\n'.encode())
+    assert read_labels_table(tmp_path/'bom.csv').to_dict('list')=={'Feature':['a.jpg'], 'wäter':[1]}
+    (tmp_path/'latin.csv').write_bytes('Feature,wäter\na.jpg,1\n'.encode('latin-1'))
+    with pytest.raises(InputError, match='UTF-8'): read_labels_table(tmp_path/'latin.csv')
+
+@pytest.mark.parametrize('rows,what', [(['a.jpg,1',',0'], 'the name of its chip'), (['a.jpg,1','a.jpg,0'], 'there twice'), (['a.jpg,1','a.jpg,'], 'there twice')])
+def test_rows_that_can_not_be(tmp_path, rows, what):
+    (tmp_path/'t.csv').write_text('\n'.join(['Feature,water',*rows])+'\n')
+    with pytest.raises(InputError, match=what): read_labels_table(tmp_path/'t.csv')
+    t = pd.read_csv(tmp_path/'t.csv').astype({'water':'Int8'})
+    with pytest.raises(InputError, match=what): to_dense(t)
+    (tmp_path/'same.csv').write_text('Feature,water\na.jpg,1\na.jpg,1.0\n')
+    assert len(read_labels_table(tmp_path/'same.csv'))==2
+
+def test_parquet_of_other_programs(tmp_path):
+    pq.write_table(pa.table(dict(Feature=['a.jpg','b.jpg'], water=pa.array([1., float('nan')]))), tmp_path/'nan.parquet')
+    assert read_labels_table(tmp_path/'nan.parquet').water.isna().tolist()==[False,True]
+    pq.write_table(pa.table(dict(Feature=['a.jpg'], present=['water'], unmapped=[''])), tmp_path/'text.parquet')
+    with pytest.raises(CorruptError, match='can not be read'): read_labels_table(tmp_path/'text.parquet', classes=['water'])
+    with pytest.raises(InputError, match='holds lists'): to_sparse(pd.DataFrame(dict(Feature=['a.jpg'], present=['water'], unmapped=[''])), classes=['water'])
+    for note in ('{', '[1]'):
+        pq.write_table(pa.table(dict(Feature=['a.jpg'], present=[['water']], unmapped=[[]])).replace_schema_metadata({'imagesim':note}), tmp_path/'note.parquet')
+        with pytest.raises(InputError, match='pass classes='): read_labels_table(tmp_path/'note.parquet')
+
+@pytest.mark.parametrize('folder', ['qu?', 'b\\s', 'st*r[1]'])
+def test_folders_with_odd_names(tmp_path, folder):
+    (tmp_path/folder).mkdir()
+    (tmp_path/folder/'t.csv').write_text('Feature,water\na.jpg,1\n')
+    to_dense(tmp_path/folder/'t.csv', tmp_path/folder/'d.parquet')
+    assert read_labels_table(tmp_path/folder/'d.parquet').present.tolist()==[['water']]
+    with open_duck(where=str(tmp_path/folder)) as con: con.execute('CREATE TABLE t AS SELECT range AS a FROM range(100_000)')

@@ -28,7 +28,7 @@ def test_second_copies_are_those_of_serving_cells(lon, lat, r, holes, seed):
     assert np.array(places)[~second_copies(places)].tolist()==[c.id for c in serving_cells(places)]
     assert len(cells_of_two_zones({p[:16] for p in places}))>=2
 
-@settings(max_examples=20, **quick)
+@settings(max_examples=8, **quick)
 @given(n=st.integers(3,60), k=st.integers(1,6), seed=st.integers(0,999), shares=st.sampled_from([dict(a=.8,b=.1,c=.1), dict(a=.5,b=.5), dict(a=1.), dict(a=.34,b=.33,c=.33)]))
 def test_spreading_is_fair_and_repeats(n, k, seed, shares):
     rng = np.random.default_rng(seed)
