@@ -15,7 +15,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc
 from fastcore.basics import patch
 
 from .infra import ImagesimError, InputError, MissingError, exists, fingerprint, is_remote, one_line, read_bytes, suggest
@@ -23,10 +23,10 @@ from .infra import ImagesimError, InputError, MissingError, exists, fingerprint,
 # %% ../nbs/03a_classes.ipynb #be09a250
 _number = re.compile(r'\s*([-+]?\d+(?:[.,]\d+)?)')
 
-def _pattern(text:str)->str: # Regular expression
-    "Translate a pattern with * and ?, or the expression behind ~"
-    if text.startswith('~'): return text[1:]
-    return ''.join({'*':'.*','?':'.'}.get(c) or re.escape(c) for c in text)
+def _fits(pattern:str, texts:list)->np.ndarray: # bool
+    "Tell which texts fit a pattern from end to end: one with * and ?, or the expression behind ~"
+    whole = pattern[1:] if pattern.startswith('~') else '(?s)'+''.join({'*':'.*','?':'.'}.get(c) or re.escape(c) for c in re.sub(r'[*]+', '*', pattern))
+    return pc.match_substring_regex(pa.array(texts, pa.large_string()), rf'\A(?:{whole})\z').to_numpy(zero_copy_only=False)
 
 @dataclass(frozen=True)
 class TagTest:
@@ -39,11 +39,19 @@ class TagTest:
     most:float|None = None           # to here
     def accepts(self, value:str|None)->bool:
         "Tell whether a value, None where the key is missing, will do"
-        if self.there is not None: return (value not in (None,'no'))==self.there
-        if value is None: return False
-        parts = {value, *(p.strip() for p in value.split(';'))}
-        if parts&self.values or any(re.fullmatch(_pattern(p), v) for p in self.patterns for v in parts): return True
-        if self.least is None and self.most is None or not (m := _number.match(value)): return False
+        return self.there is False if value is None else bool(self.accepts_each([value])[0])
+    def accepts_each(self, values:list[str])->np.ndarray: # bool
+        "Tell which values will do"
+        if self.there is not None: return np.array([(v!='no')==self.there for v in values], bool)
+        parts = [{v, *(p.strip() for p in v.split(';'))} if ';' in v else {v} for v in values]
+        out = np.array([not p.isdisjoint(self.values) for p in parts], bool)
+        if self.patterns:
+            flat, owner = [w for p in parts for w in p], np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+            for p in self.patterns: out[owner[_fits(p, flat)]] = True
+        return out if self.least is None and self.most is None else out | np.array([self.in_range(v) for v in values], bool)
+    def in_range(self, value:str)->bool:
+        "Tell whether a value begins with a number in the range"
+        if not (m := _number.match(value)): return False
         x = float(m[1].replace(',','.'))
         return (self.least is None or x>=self.least) and (self.most is None or x<=self.most)
 
@@ -59,10 +67,13 @@ class Filter:
     all:tuple = ()                  # Filters
     any:tuple = ()
     none:tuple = ()
+    @property
+    def inner(self)->tuple: return (*self.all, *self.any, *self.none, *([self.within] if self.within else ()))
+    @cached_property
+    def size(self)->int: return 1+sum(f.size for f in self.inner) # filters in it, itself counted
     def keys(self)->set[str]:
         "Name the keys that are looked at"
-        inner = [*self.all, *self.any, *self.none, *([self.within] if self.within else [])]
-        return {t.key for t in self.tags}.union(*(f.keys() for f in inner))
+        return {t.key for t in self.tags}.union(*(f.keys() for f in self.inner))
     def plain(self)->dict:
         "Tell the same as sorted lists and dicts, however it was written"
         tests = sorted([t.key, sorted(t.values), sorted(t.patterns), t.there, t.least, t.most] for t in self.tags)
@@ -105,12 +116,12 @@ class TagIndex:
         rows, values, keys = {k:[] for k in keys}, {k:[] for k in keys}, set(keys)
         for i,tags in enumerate(gdf['tags'].tolist()):
             for k in keys.intersection(tags or ()): rows[k].append(i); values[k].append(tags[k])
-        self.at = {k:(np.array(rows[k],np.intp), *np.unique(np.array(values[k],str), return_inverse=True)) for k in keys}
+        self.at = {k:(np.array(rows[k],np.intp), *pd.factorize(np.array(values[k],object))) for k in keys} # rows, which word, words
     def test(self, t:TagTest)->np.ndarray: # (n,) bool
         "Ask a question about one key"
         out = np.full(self.n, t.accepts(None))
-        rows, words, which = self.at[t.key]
-        if len(rows): out[rows] = np.array([t.accepts(w) for w in words.tolist()])[which]
+        rows, which, words = self.at[t.key]
+        if len(rows): out[rows] = t.accepts_each(words.tolist())[which]
         return out
 
 # %% ../nbs/03a_classes.ipynb #5050dbfe
@@ -286,10 +297,12 @@ class SchemaError(InputError):
     "A class schema with mistakes in it; the message names the lines"
 
 _MISSING = object()
+def _sound(v)->bool: return isinstance(v, (int,float)) and not isinstance(v, bool) and abs(v)<1e15 # NaN is not
+def _brief(v)->str: return s if len(s := repr(v))<=60 else f'{s[:50]}…'
 
 class _Check:
     "Reads values out of a parsed file; what is wrong is noted with its line"
-    def __init__(self, data:dict, lines:dict): self.data, self.lines, self.problems, self.building = data, lines, [], []
+    def __init__(self, data:dict, lines:dict): self.data, self.lines, self.problems, self.building, self.built, self.depth = data, lines, [], [], {}, 0
     def wrong(self, path:tuple, text:str):
         "Note a mistake"
         while path not in self.lines: path = path[:-1]
@@ -304,8 +317,8 @@ class _Check:
             if default is _MISSING: self.wrong(path, f'{key} is missing; add {says or key}')
             return None if default is _MISSING else default
         v = d[key]
-        if isinstance(v, types) and not (isinstance(v, bool) and types is not bool): return v
-        self.wrong(path+(key,), f'{key} is {v!r}; it must be {says or types}')
+        if isinstance(v, types) and not (isinstance(v, bool) and types is not bool) and (isinstance(v, (str,dict,list)) or _sound(v)): return v
+        self.wrong(path+(key,), f'{key} is {_brief(v)}; it must be {says or types}')
         return None if default is _MISSING else default
 
 # %% ../nbs/03a_classes.ipynb #8992cf58
@@ -323,9 +336,11 @@ def test(self:_Check, key:str, v, path:tuple)->TagTest|None:
     if not words: return self.wrong(path, f'{key} can never match: its list is empty; name values, or true for any')
     for n,w in enumerate(words):
         if not isinstance(w, str): self.wrong(path+(n,), f'{key} has the value {w!r}; write it in quotes ("{w}"), or {{ min = {w} }} for a number')
-        elif w.startswith('~'):
-            try: re.compile(w[1:])
-            except re.error as e: self.wrong(path+(n,), f'{key}: {w!r} is not a regular expression: {e}')
+        elif w.startswith('~') or '*' in w or '?' in w:
+            try:
+                if w.startswith('~'): pc.match_substring_regex(pa.array(['']), w[1:])
+                _fits(w, [''])
+            except pa.ArrowException as e: self.wrong(path+(n,), f'{key}: {_brief(w)} is not a regular expression that RE2 reads: {one_line(e)}' if w.startswith('~') else f'{key}: {_brief(w)} is too long a pattern')
     words = [w for w in words if isinstance(w, str)]
     fits = tuple(w for w in words if w.startswith('~') or '*' in w or '?' in w)
     return TagTest(key, values=frozenset(words)-set(fits), patterns=fits)
@@ -337,8 +352,8 @@ def range(self:_Check, d:dict, path:tuple, key:str)->tuple|None:
     if key not in d: return None
     v, fix = d[key], 'write [least, most] or { min = 35 }'
     if isinstance(v, list) and len(v)==2: v = dict(zip(('min','max'), v))
-    if not isinstance(v, dict) or not v or set(v)-{'min','max'} or any(isinstance(x,bool) or not isinstance(x,(int,float)) for x in v.values()):
-        return self.wrong(path+(key,), f'{key} is {d[key]!r}; {fix}')
+    if not isinstance(v, dict) or not v or set(v)-{'min','max'} or not all(map(_sound, v.values())):
+        return self.wrong(path+(key,), f'{key} is {_brief(d[key])}; {fix}')
     lo, hi = v.get('min'), v.get('max')
     if (lo or 0)<0 or (hi is not None and hi<=0): self.wrong(path+(key,), f'{key} is {d[key]!r}; sizes are above 0')
     elif None not in (lo,hi) and lo>hi: self.wrong(path+(key,), f'{key} can never match: {lo:g} is more than {hi:g}; {fix}')
@@ -360,22 +375,27 @@ _FILTER_KEYS = 'tags', 'geometry', 'area_m2', 'length_m', 'within', 'all', 'any'
 @patch
 def filter(self:_Check, d, path:tuple, extra:tuple=())->Filter:
     "Read a filter; a name stands for one of the section [filters]"
+    if self.depth>=50: self.wrong(path, 'filters in filters, over 50 deep; name the inner ones in [filters] and flatten them'); return Filter()
     if isinstance(d, str): return self.named(d, path)
     if not isinstance(d, dict):
-        self.wrong(path, f'{d!r} is no filter; write {{ tags = {{ landuse = "forest" }} }}, or the name of one in [filters]')
+        self.wrong(path, f'{_brief(d)} is no filter; write {{ tags = {{ landuse = "forest" }} }}, or the name of one in [filters]')
         return Filter()
     self.known(d, path, (*_FILTER_KEYS, *extra), 'a class' if extra else 'a filter')
     tags = self.take(d, path, 'tags', dict, {}, 'a table such as { landuse = "forest" }')
     tests = [self.test(k, v, path+('tags',k)) for k,v in tags.items()]
-    lists = {}
+    lists, self.depth = {}, self.depth+1
     for k in ('all','any','none'):
         v = d.get(k, [])
         if not isinstance(v, list): self.wrong(path+(k,), f'{k} is {v!r}; it is a list of filters: [{{ tags = {{ … }} }}]'); v = []
         lists[k] = tuple(self.filter(o, path+(k,n)) for n,o in enumerate(v))
         if k=='any' and k in d and not v: self.wrong(path+(k,), 'any can never match: its list is empty')
     if not extra and not set(d)&set(_FILTER_KEYS): self.wrong(path, 'an empty filter would match every feature; name tags')
-    return Filter(tuple(t for t in tests if t), self.geometries(d, path), self.range(d, path, 'area_m2'), self.range(d, path, 'length_m'),
-                  self.filter(d['within'], path+('within',)) if 'within' in d else None, **lists)
+    within = self.filter(d['within'], path+('within',)) if 'within' in d else None
+    self.depth -= 1
+    out = Filter(tuple(t for t in tests if t), self.geometries(d, path), self.range(d, path, 'area_m2'), self.range(d, path, 'length_m'), within, **lists)
+    if out.size<=2000: return out
+    self.wrong(path, f'a filter of {out.size:,} filters, with all it names; 2,000 are the most')
+    return Filter()
 
 @patch
 def named(self:_Check, name:str, path:tuple)->Filter:
@@ -383,13 +403,12 @@ def named(self:_Check, name:str, path:tuple)->Filter:
     known = self.data.get('filters') or {}
     if not isinstance(known, dict) or name not in known: self.wrong(path, f'no filter {name!r} in [filters]; {suggest(name, known) if known else "there is no such section"}')
     elif name in self.building: self.wrong(path, f'filter {name!r} asks for itself: {" > ".join([*self.building, name])}')
+    elif name in self.built: return self.built[name]
     else:
-        self.building.append(name)
-        at = len(self.problems)
-        out = self.filter(known[name], ('filters',name))
-        self.problems[at:] = [p for p in self.problems[at:] if p not in self.problems[:at]]
-        self.building.pop()
-        return out
+        self.building.append(name); self.depth += 1
+        self.built[name] = self.filter(known[name], ('filters',name))
+        self.building.pop(); self.depth -= 1
+        return self.built[name]
     return Filter()
 
 # %% ../nbs/03a_classes.ipynb #57199d0c
@@ -422,7 +441,7 @@ def _asks_nothing(f:Filter)->bool: return not (f.tags or f.all or f.any)
 
 # %% ../nbs/03a_classes.ipynb #06c306c3
 _CLASS_KEYS = 'name', 'title', 'colour', 'kind', 'measure', 'present', 'excluded_by', 'hinted_by'
-_taken = {'place','lon','lat','chip','Feature','present','unmapped','split','geometry'}
+_taken = set('place lon lat chip Feature present unmapped split geometry date key row rows chips places blocks empty total source labels cell'.split())
 _palette = '#4c78a8 #f58518 #54a24b #e45756 #72b7b2 #b279a2 #9d755d #eeca3b #ff9da6 #79706e'.split()
 
 @patch
@@ -482,9 +501,11 @@ def parse_schema(
     source:str='schema' # Named in messages
 )->ClassSchema:
     "Read a schema from its text; all mistakes are named, each with its line"
-    try: data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e: raise SchemaError(f'{source} is not TOML: {e}; values of text stand in quotes, lists in [ ], tables in {{ }} on one line') from None
-    check = _Check(data, _Places(text).lines)
+    text = text.removeprefix('\ufeff')
+    try: check = _Check(tomllib.loads(text), _Places(text).lines)
+    except ValueError as e: raise SchemaError(f'{source} is not TOML: {one_line(e)}; values of text stand in quotes, lists in [ ], tables in {{ }} on one line') from None
+    except RecursionError: raise SchemaError(f'{source}: lists and tables in it are nested too deep; name the inner filters in [filters]') from None
+    data = check.data
     check.known(data, (), ('name','version','description','filters','class'), 'a schema')
     name = check.take(data, (), 'name', str, _MISSING, 'a name on top: name = "mine"')
     if name is not None and not re.fullmatch(r'[a-zA-Z0-9][\w-]*', name): check.wrong(('name',), f'the name {name!r} can not be a folder; use letters, digits, - and _')

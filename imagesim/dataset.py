@@ -342,7 +342,7 @@ def _checked(q:dict, classes:list[str])->dict:
     q['split'], q['area'] = _split_shares(q['split']), _area_form(q['area'], q['level'])
     if not isinstance(q['undated'], bool): raise InputError(f"undated is {q['undated']!r}; it is True or False")
     if not isinstance(q['pinned'], (dict,Dataset,type(None))): raise InputError(f"pinned is {q['pinned']!r}; pass a dict of cells and splits, or an earlier Dataset")
-    if q['newer'] not in ('unmapped','keep'): raise InputError(f"newer is {q['newer']!r}; it is 'unmapped' or 'keep'")
+    if q['newer'] not in ('unmapped','strict','keep'): raise InputError(f"newer is {q['newer']!r}; it is 'unmapped', 'strict' or 'keep'")
     q['caps'] = _groups(q, 'caps', classes, lambda v: isinstance(v,int) and v>=0 or isinstance(v,float) and 0<=v<1, 'a number of chips, or a share below 1')
     q['quotas'] = _groups(q, 'quotas', classes, lambda v: isinstance(v,int) and v>=0, 'a number of chips')
     q['weights'] = _groups(q, 'weights', classes, lambda v: isinstance(v,(int,float)) and 0<v<1e6, 'a number above 0')
@@ -476,7 +476,8 @@ def _scan(w:_Work, batch:int=48):
 
 def _pass_batch(w:_Work, limits):
     "Join a batch, and let through what passes the limits"
-    newer = '(n{0} > day OR day IS NULL AND n{0} IS NOT NULL)' if w.query['newer']=='unmapped' else 'false'
+    late = '(n{0} > day OR day IS NULL AND n{0} IS NOT NULL)'
+    newer = dict(strict=late, unmapped=f'(s{{0}} = 1 AND {late})', keep='false')[w.query['newer']]
     state = lambda i: f"CASE WHEN s{i} NOT IN (0,1) THEN error('state of '||place||' is '||s{i}) WHEN {newer.format(i)} THEN NULL ELSE s{i} END"
     why = ' '.join(f'WHEN {sql} THEN {i}' for i,(_,sql) in enumerate(limits))
     w.con.execute(f'''CREATE OR REPLACE TEMP TABLE seen AS SELECT *, CASE {why} END AS why FROM (
@@ -933,7 +934,7 @@ def make_dataset(
     catalog_ids=None, # Only these
     area=None, # Only places whose centre lies in this polygon (longitude, latitude), or a list of cells
     undated:bool=False, # Keep chips of unknown date
-    newer:str='unmapped', # Classes edited after the picture: 'unmapped', or 'keep' the label
+    newer:str='unmapped', # Classes mapped after the picture: 'unmapped'; 'strict' doubts absences too whose evidence is newer; 'keep' the label
     split:dict=dict(train=.8, val=.1, test=.1), # Split -> share
     block_level:int|None=None, # Level of the blocks; chosen when None
     gap:int=0, # Leave out places within so many of another split

@@ -13,13 +13,14 @@ __all__ = ['ABSENT_COLOUR', 'UNMAPPED_COLOUR', 'IMAGERY_CREDIT', 'LabelFrame', '
 # %% ../nbs/04_explore.ipynb #1da93ed0
 import fnmatch, math, os, re, tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache, wraps
 from html import escape
 from pathlib import Path
 
-import duckdb, fsspec, numpy as np, orjson, pandas as pd, pyarrow as pa, pyarrow.compute, pyarrow.csv, pyarrow.dataset as pads
+import duckdb, fsspec, numpy as np, orjson, pandas as pd, pyarrow as pa, pyarrow.compute, pyarrow.csv, pyarrow.dataset as pads, pyarrow.parquet as pq
 import matplotlib.pyplot as plt, seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.lines import Line2D
@@ -33,7 +34,7 @@ from .classes import read_schema
 from .element import OSM_CREDIT, OSM_FILE, osm_path
 from .feature import read_osm, tag_table
 from .infra import (CorruptError, ImagesimError, InputError, MissingError, exists, file_info, get_settings, is_dir, is_remote, join,
-    list_files, one_line, s3_endpoint, suggest)
+    list_files, one_line, read_ranges, s3_endpoint, suggest)
 from .labels import label_places, label_ruler, labels_of, why
 from .read import ChipStore, contact_sheet, index_path, read_chip_index
 
@@ -51,7 +52,7 @@ def _label_files(path:str)->list[str]:
     "List the files that a folder, a glob or a file name stands for"
     p = path if is_remote(path) else os.path.expanduser(path)
     p = p.rstrip('/') or '/'
-    if any(c in p for c in '*?['):
+    if any(c in p for c in '*?[') and not exists(p):
         base = re.split(r'[*?\[]', p)[0].rpartition('/')[0]
         match = re.compile(fnmatch.translate(p if base else f'./{p}')).match
         found = [f.path for f in list_files(base or '.') if match(f.path)]
@@ -63,20 +64,48 @@ def _label_files(path:str)->list[str]:
     if len(kinds)>1: raise InputError(f"{path} holds labels of several kinds ({', '.join(kinds)}); name the folder of one")
     return found
 
-# %% ../nbs/04_explore.ipynb #c62efa7f
+# %% ../nbs/04_explore.ipynb #bbddd422
+def _parquet_note(path:str)->dict:
+    "Read what a Parquet file says of itself, from its last bytes; {} where it says nothing"
+    size, tail = file_info(path).size, 2**16
+    for _ in range(2):
+        end = read_ranges(path, [(max(0,size-tail), min(size,tail))])[0]
+        tail = int.from_bytes(end[-8:-4], 'little')+8
+        if tail<=len(end) or tail>size: break
+    return _table_note((pq.read_schema(pa.BufferReader(end)).metadata or {}).get(b'imagesim'), path)
+
+def _table_note(text:bytes|None, name)->dict:
+    "Read and check the metadata of a table of labels"
+    try: note = orjson.loads(text or b'{}')
+    except orjson.JSONDecodeError: note = None
+    if not isinstance(note, dict) or not isinstance(note.get('attribution', ''), str): raise CorruptError(f'{name}: its metadata is damaged; label again')
+    return note
+
+def _one_schema(files:list[str])->dict: # What the first says of itself
+    "Check that all files were made with the same class schema"
+    with ThreadPoolExecutor(16) as pool: notes = list(pool.map(_parquet_note, files))
+    mark = lambda n: (n.get('schema'), n.get('schema_hash'))
+    if odd := [f for f,n in zip(files,notes) if mark(n)!=mark(notes[0])]:
+        raise InputError(f'{odd[0]} was made with another class schema than {files[0]}; label again (imagesim labels build), or name the files of one')
+    return notes[0]
+
+# %% ../nbs/04_explore.ipynb #90a31634
 def _open_files(con, files:list[str]): # (relation, what to keep alive with it, metadata)
     "Open files lazily"
-    if files[0].endswith('.csv') and not is_remote(files[0]): return con.read_csv(files, all_varchar=True, header=True), None, {}
     fs = fsspec.filesystem('s3', anon=get_settings().s3_anonymous, endpoint_url=s3_endpoint()) if is_remote(files[0]) else None
+    plain = fs is None and not any(c in f for f in files for c in '*?[') # DuckDB would read those as patterns
+    paths = [f[5:] for f in files] if fs else files
     if files[0].endswith('.csv'):
-        with fs.open(files[0]) as f: names = f.readline().decode('utf-8-sig').strip().split(',')
+        if plain: return con.read_csv(files, all_varchar=True, header=True), None, {}
+        with fs.open(files[0]) if fs else open(files[0], 'rb') as f: line = f.readline()
+        try: names = line.decode('utf-8-sig').strip().split(',')
+        except UnicodeDecodeError: raise CorruptError(f'{files[0]}: not UTF-8 text; save it as UTF-8') from None
         form = pads.CsvFileFormat(convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True))
-        d = pads.dataset([f[5:] for f in files], filesystem=fs, format=form)
+        d = pads.dataset(paths, filesystem=fs, format=form)
         return con.from_arrow(d), d, {}
-    schema = pads.dataset([files[0][5:] if fs else files[0]], filesystem=fs, format='parquet').schema
-    meta = orjson.loads((schema.metadata or {}).get(b'imagesim', b'{}'))
-    if fs is None: return con.read_parquet(files, hive_partitioning=False), None, meta
-    d = pads.dataset([f[5:] for f in files], filesystem=fs, format='parquet', schema=schema)
+    meta = _one_schema(files)
+    if plain: return con.read_parquet(files, hive_partitioning=False), None, meta
+    d = pads.dataset(paths, filesystem=fs, format='parquet', schema=pads.dataset(paths[:1], filesystem=fs, format='parquet').schema)
     return con.from_arrow(d), d, meta
 
 # %% ../nbs/04_explore.ipynb #9c6748e4
@@ -119,7 +148,7 @@ def label_frame(
     try:
         if isinstance(data, (pd.DataFrame, pa.Table)):
             t = pa.Table.from_pandas(data, preserve_index=False) if isinstance(data, pd.DataFrame) else data
-            return LabelFrame(con, con.from_arrow(t), 'the table', orjson.loads((t.schema.metadata or {}).get(b'imagesim', b'{}')), t)
+            return LabelFrame(con, con.from_arrow(t), 'the table', _table_note((t.schema.metadata or {}).get(b'imagesim'), 'the table'), t)
         if not isinstance(data, (str,Path)): raise InputError(f'labels are a table or a path, not {type(data).__name__}')
         rel, alive, meta = _open_files(con, _label_files(str(data)))
         return LabelFrame(con, rel, str(data), meta, alive)
@@ -528,7 +557,7 @@ def _shade(fig, ax, g:dict, box, name:str, show:str, colour:str, schema):
     else: v, text = np.divide(g['present'], g['known'], out=np.full(g['rows'].shape, np.nan), where=g['known']>0), '% of known places in which it is present'
     if '%' in text: v = v*100
     shades = LinearSegmentedColormap.from_list(name, ['#f4f5f6', colour] if np.mean(to_rgb(colour))<.75 else ['#f4f5f6', colour, '#5a4a00'])
-    shades.set_bad('#00000000')
+    shades = shades.with_extremes(bad='#00000000')
     under, _ = _state_picture(g|dict(known=g['rows']*0, present=g['rows']*0), colour)
     ax.imshow(under, extent=box, interpolation='nearest')
     pic = np.ma.masked_where((g['rows']==0) | ~np.isfinite(v), v)

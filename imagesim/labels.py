@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['EDGE_M', 'NEVER', 'TRUSTED_M2', 'TRUSTED_STEP_M', 'COVER_PARTS', 'ROADS', 'STREETS', 'WAYS', 'VERGES', 'DEAD_ENDS',
            'BUILDINGS', 'OPEN', 'LOOSE', 'JOIN_M', 'EVIDENCE_KEYS', 'STREET_M', 'LINED', 'SAMPLE_M', 'NEAR_M', 'YARD_M',
-           'VERGE_M', 'GAP', 'GAP_PARTS', 'PRESENT', 'ABSENT', 'UNMAPPED', 'LABELS_VERSION', 'WHY_COLUMNS', 'area_grid',
-           'length_grid', 'count_grid', 'disjoint', 'PlaceGrid', 'measure_classes', 'touched', 'newest_touch',
-           'trusted', 'uncovered', 'around', 'Streets', 'CellLabels', 'class_states', 'knowledge', 'label_features',
-           'labels_path', 'label_cell', 'osm_cells', 'label_places', 'labels_meta', 'read_labels', 'labels_of',
-           'WhyTable', 'why', 'drop_test', 'label_ruler']
+           'VERGE_M', 'GAP', 'GAP_PARTS', 'PRESENT', 'ABSENT', 'UNMAPPED', 'LABELS_VERSION', 'NEWER', 'WHY_COLUMNS',
+           'area_grid', 'length_grid', 'count_grid', 'disjoint', 'PlaceGrid', 'measure_classes', 'touched',
+           'newest_touch', 'trusted', 'uncovered', 'around', 'Streets', 'CellLabels', 'class_states', 'knowledge',
+           'evidence', 'label_features', 'labels_path', 'label_cell', 'osm_cells', 'label_places', 'labels_meta',
+           'read_labels', 'labels_of', 'WhyTable', 'why', 'drop_test', 'label_ruler']
 
 # %% ../nbs/03b_labels.ipynb #2284d226
-import io
+import io, re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,10 @@ from scipy.sparse.csgraph import connected_components
 
 from .ard import ARD_LEVEL, CELL_M, CHIP_LEVEL, Cell, parse_chip, reproject
 from .classes import STEPS, ClassSchema, Filter, LabelClass, TagIndex, TagTest, read_schema
-from .element import OSM_CREDIT, OSM_FILE, osm_path, read_elements
+from .element import OSM_CREDIT, OSM_FILE, osm_path, osm_state, read_elements
 from .feature import elements_gdf, read_osm
 from .infra import (CorruptError, ImagesimError, InputError, MissingError, Skip, Summary, exists, file_info, fingerprint, get_settings,
-    is_dir, join, list_dirs, list_files, map_items, one_line, progress, read_bytes, write_bytes)
+    is_dir, join, list_dirs, list_files, map_items, one_line, progress, read_bytes, read_ranges, write_bytes)
 
 # %% ../nbs/03b_labels.ipynb #bf5d47d0
 def _polygon_edges(areas:np.ndarray, owner:np.ndarray): # starts (n,2), ends (n,2), owner (n,), weight (n,): 1 or -1
@@ -386,7 +386,7 @@ class CellLabels:
     schema:ClassSchema
     grid:PlaceGrid
     measures:np.ndarray # (3, classes, 1024): in the place, the smaller, the larger one
-    newest:np.ndarray   # (classes, 1024) seconds since 1970; NEVER where nothing touches the place
+    newest:np.ndarray   # (classes, 1024) seconds since 1970: newest feature of the class, or, where it is absent, of what speaks for that; NEVER where there is none
     known:np.ndarray    # (classes, 1024) bool: absence would be known
     hinted:np.ndarray   # (classes, 1024) bool: something speaks for the class, though it isn't drawn
     free:np.ndarray     # (classes, 1024): share not covered by what excludes the class
@@ -435,6 +435,12 @@ def _hints(c:LabelClass, index:TagIndex, own:np.ndarray)->np.ndarray: # (feature
     out[points[np.isin(xy(points), xy(np.flatnonzero(own)))]] = False
     return out
 
+# %% ../nbs/03b_labels.ipynb #79916d76
+def evidence(c:LabelClass, index:TagIndex)->np.ndarray: # (features,) bool
+    "Find the features that speak for the absence of a class by showing that somebody mapped there"
+    if c.kind in ('road','rail'): return ROADS.where(index)
+    return STREETS.where(index) | BUILDINGS.where(index) if c.kind=='building' else np.zeros(index.n, bool)
+
 # %% ../nbs/03b_labels.ipynb #b4db8acb
 def label_features(
     gdf, # GeoDataFrame of `read_osm` in UTM
@@ -458,10 +464,15 @@ def label_features(
         if c.hinted_by: hinted[i, pairs[1][_hints(c, index, hits[:,i])[pairs[0]]]] = True
     when = gdf['timestamp']
     seconds = np.where(when.isna(), NEVER, when.dt.tz_localize(None).to_numpy().astype('datetime64[s]').astype(np.int64))
-    return CellLabels(grid.cell, schema, grid, measures, newest_touch(hits, seconds, pairs, grid.n**2), known & ~hinted, hinted, free, streets, hits)
+    out = CellLabels(grid.cell, schema, grid, measures, newest_touch(hits, seconds, pairs, grid.n**2), known & ~hinted, hinted, free, streets, hits)
+    against = hits.copy()
+    against[rows] |= excl[rows]
+    for i,c in enumerate(schema): against[:,i] |= evidence(c, index)
+    out.newest = np.where(out.states==ABSENT, newest_touch(against, seconds, pairs, grid.n**2), out.newest)
+    return out
 
 # %% ../nbs/03b_labels.ipynb #fb393c5e
-LABELS_VERSION = 1 # Of the rules: another version makes other labels
+LABELS_VERSION = 2 # Of the rules: another version makes other labels
 
 def labels_path(
     out:str|Path, # Folder of all labels, e.g. ~/data/labels
@@ -511,7 +522,7 @@ def label_cell(job:_Job)->dict: # class -> number of places where it is present
     if _is_done(job.dest, mark): raise Skip('up to date')
     labels = label_features(read_osm(job.osm), job.schema, job.cell)
     meta = dict(schema=job.schema.name, schema_hash=job.schema.hash, classes=job.schema.names, measures={c.name:c.measure for c in job.schema}, cell=job.cell.id,
-                fingerprint=mark, attribution=OSM_CREDIT)
+                fingerprint=mark, attribution=OSM_CREDIT, data_timestamp=osm_state(job.osm).get('data_timestamp'))
     write_bytes(job.dest, _labels_bytes(labels.table(), meta))
     return {c.name:int((s==PRESENT).sum()) for c,s in zip(job.schema, labels.states)}
 
@@ -554,35 +565,73 @@ def label_places(
     run.extra = {name:sum(v[name] for v in run.values) for name in schema.names} if run.values else {}
     return run
 
-# %% ../nbs/03b_labels.ipynb #2bd249e1
-def labels_meta(path:str|Path)->dict:
-    "Read what a file of labels says of itself"
-    try: meta = (pq.read_schema(pa.BufferReader(read_bytes(path))).metadata or {}).get(b'imagesim')
+# %% ../nbs/03b_labels.ipynb #22a5149a
+def _note(schema:pa.Schema, path)->dict:
+    "Read and check what the metadata of a Parquet file says of its labels"
+    try: meta = orjson.loads((schema.metadata or {})[b'imagesim'])
+    except KeyError: raise CorruptError(f'{path}: not a file of labels; its metadata has no entry `imagesim`') from None
+    except orjson.JSONDecodeError as e: raise CorruptError(f'{path}: its metadata is not JSON ({one_line(e)}); delete it and label again') from None
+    meta = meta if isinstance(meta, dict) else {}
+    if bad := [k for k in ('schema','schema_hash','fingerprint') if not isinstance(meta.get(k), str)]: raise CorruptError(f'{path}: its metadata names no {bad[0]}; delete it and label again')
+    classes = meta.get('classes')
+    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes): raise CorruptError(f'{path}: its metadata names no classes; delete it and label again')
+    if lost := [c for c in ['place',*(f'{c}{e}' for c in classes for e in ('','_state','_newest'))] if c not in schema.names]: raise CorruptError(f'{path}: lacks the column {lost[0]}; delete it and label again')
+    return meta
+
+def labels_meta(path:str|Path)->dict: # schema, schema_hash, classes, measures, cell, fingerprint, attribution, data_timestamp (of the OSM data, or None)
+    "Read what a file of labels says of itself, from its last bytes"
+    size, tail = file_info(path).size, 2**16
+    try:
+        for _ in range(2):
+            end = read_ranges(path, [(max(0,size-tail), min(size,tail))])[0]
+            tail = int.from_bytes(end[-8:-4], 'little')+8
+            if tail<=len(end) or tail>size: break
+        return _note(pq.read_schema(pa.BufferReader(end)), path)
     except (pa.ArrowException, OSError) as e:
         if isinstance(e, ImagesimError): raise
         raise CorruptError(f'{path}: not a Parquet file ({one_line(e)}); delete it and label again') from None
-    if meta is None: raise CorruptError(f'{path}: not a file of labels; its metadata has no entry `imagesim`')
-    return orjson.loads(meta)
 
-# %% ../nbs/03b_labels.ipynb #6e80147c
+# %% ../nbs/03b_labels.ipynb #dfb6b9ed
+def _files_of(path, zone, cells)->list[str]:
+    "List the files of labels: all, those of a zone, or those of cells"
+    if not is_dir(path): return [str(path)]
+    found = {f.path:(m and f'Z{m[1]}-{m[2]}') for f in list_files(path, '.parquet') for m in [re.search(r'zone=([0-9]{2})/([0-3]{12})[.]parquet$', f.path)]}
+    out = [f for f,c in found.items() if (zone is None or f'zone={zone:02d}/' in f) and (cells is None or c is None or c in cells)]
+    if not out and cells is not None: out = list(found)[:1] # so that the columns are there
+    if not out: raise MissingError(f'{path}: no labels in it; make them with `label_places`')
+    return out
+
+def _read_file(path, columns)->tuple: # metadata, table
+    "Read one file of labels"
+    try:
+        f = pq.ParquetFile(pa.BufferReader(read_bytes(path)))
+        meta = _note(f.schema_arrow, path)
+        classes = meta['classes'] if columns is None else columns
+        if bad := [c for c in classes if c not in meta['classes']]: raise InputError(f'no class {bad[0]!r} in these labels; there are {", ".join(meta["classes"])}')
+        return meta, f.read(['place','lon','lat',*(n+e for n in classes for e in ('','_state','_newest'))])
+    except (pa.ArrowException, OSError) as e:
+        if isinstance(e, ImagesimError): raise
+        raise CorruptError(f'{path}: not a Parquet file ({one_line(e)}); delete it and label again') from None
+
+# %% ../nbs/03b_labels.ipynb #3b8ff8bf
 def read_labels(
     path:str|Path, # A file of labels, or a folder of them (one schema); local or s3://
     columns:list[str]|None=None, # Classes to read; all when None
-    zone:int|None=None
+    zone:int|None=None,
+    cells:Iterable[str]|None=None # Names of level-12 cells; all when None
 )->pd.DataFrame: # place, lon, lat, and per class NAME (float32), NAME_state (Int8: 1, 0, NA), NAME_newest; `.attrs` holds the schema's name, hash and classes
     "Read labels"
-    files = [f.path for f in list_files(path, '.parquet')] if is_dir(path) else [str(path)]
-    files = [f for f in files if zone is None or f'zone={zone:02d}' in f]
-    if not files: raise MissingError(f'{path}: no labels in it; make them with `label_places`')
-    metas = [labels_meta(f) for f in files]
-    if odd := [f for f,m in zip(files,metas) if m['schema_hash']!=metas[0]['schema_hash']]: raise InputError(f'{odd[0]} was made with another schema than {files[0]}; read one schema at a time, or label again')
-    classes = metas[0]['classes']
-    if columns and (bad := [c for c in columns if c not in classes]): raise InputError(f'no class {bad[0]!r} in these labels; there are {", ".join(classes)}')
-    want = ['place','lon','lat',*(n+e for n in columns or classes for e in ('','_state','_newest'))]
-    parts = [pq.read_table(pa.BufferReader(read_bytes(f)), columns=want) for f in files]
-    out = pa.concat_tables(parts).to_pandas()
-    for n in columns or classes: out[f'{n}_state'] = out[f'{n}_state'].astype('Int8')
-    out.attrs = dict(schema=metas[0]['schema'], schema_hash=metas[0]['schema_hash'], classes=list(columns or classes), attribution=OSM_CREDIT)
+    files = _files_of(path, zone, None if cells is None else set(cells))
+    metas, parts = zip(*(_read_file(f, columns or None) for f in files))
+    first = metas[0]
+    if odd := [f for f,m in zip(files,metas) if (m['schema_hash'],m['classes'])!=(first['schema_hash'],first['classes'])]: raise InputError(f'{odd[0]} was made with another schema than {files[0]}; read one schema at a time, or label again')
+    try: out = pa.concat_tables(parts).to_pandas()
+    except pa.ArrowException as e: raise CorruptError(f'{path}: columns of different types in its files ({one_line(e)}); delete it and label again') from None
+    if out['place'].duplicated().any(): raise InputError(f"{path}: {out['place'][out['place'].duplicated()].iloc[0]} is in it twice; keep one file a cell")
+    if (odd := out['place'].astype(str).str.len()!=CHIP_LEVEL+4).any(): raise InputError(f"{path}: {out['place'][odd].iloc[0]!r} is no place of level {CHIP_LEVEL}")
+    classes = list(columns or first['classes'])
+    for n in classes: out[f'{n}_state'] = out[f'{n}_state'].astype('Int8')
+    out.attrs = dict(schema=first['schema'], schema_hash=first['schema_hash'], classes=classes, attribution=first.get('attribution') or OSM_CREDIT)
     return out
 
 # %% ../nbs/03b_labels.ipynb #0fc0d71f
@@ -597,24 +646,32 @@ def _chip_table(chips)->pd.DataFrame: # chip, date (NaT where unknown)
     dates = pd.to_datetime(chips[when], utc=True).dt.tz_localize(None) if when else pd.Series(pd.NaT, chips.index)
     return pd.DataFrame(dict(chip=chips[name].to_numpy(), date=dates.to_numpy().astype('datetime64[s]')))
 
+NEWER = 'unmapped', 'strict', 'keep'
+
 def labels_of(
-    chips, # Names; a chip index, or a table with columns chip and date. Without dates nothing is known of newer features
-    labels:'pd.DataFrame|str|Path' # As `read_labels` tells them, or where they are
+    chips, # Names; a chip index, or a table with columns chip and date
+    labels:'pd.DataFrame|str|Path', # As `read_labels` tells them, or where they are
+    newer:str='unmapped', # A class that was mapped after the picture: 'unmapped'; 'strict' doubts absences too whose evidence is newer; 'keep'
+    undated:str='unmapped' # Chips without a date: 'unmapped' where the map has one, or 'keep' (for pictures as new as the map)
 )->pd.DataFrame: # chip, place, date, and the columns of the labels; a row a chip, in the order given; `.attrs['newer']` counts what was masked
-    "Look up the labels of chips; what was mapped after the picture was taken is unmapped in it"
-    labels = labels if isinstance(labels, pd.DataFrame) else read_labels(labels)
-    classes = labels.attrs.get('classes') or [c.removesuffix('_state') for c in labels if c.endswith('_state')]
+    "Look up the labels of chips; what was mapped after the picture was taken, or may have been, is unmapped in it"
+    if undated not in ('unmapped','keep'): raise InputError(f"undated is {undated!r}; it is 'unmapped' or 'keep'")
+    if newer not in NEWER: raise InputError(f"newer is {newer!r}; it is one of {', '.join(NEWER)}")
     out = _chip_table(chips)
     out.insert(1, 'place', [parse_chip(c).cell.id for c in out.chip])
+    labels = labels if isinstance(labels, pd.DataFrame) else read_labels(labels, cells={p[:ARD_LEVEL+4] for p in out['place']})
+    classes = labels.attrs.get('classes') or [c.removesuffix('_state') for c in labels if c.endswith('_state')]
     rest = labels.set_index('place').reindex(out['place']).reset_index(drop=True) # nothing, for a place without labels
     missing = int((~out['place'].isin(labels['place'])).sum())
-    out, newer = pd.concat([out, rest], axis=1), {}
+    out, masked = pd.concat([out, rest], axis=1), {}
     day_end = out['date']+np.where(out['date']==out['date'].dt.normalize(), np.timedelta64(86399,'s'), np.timedelta64(0,'s')) # a day alone lasts until its end
+    no_day = (out['date'].isna() & (undated=='unmapped')).to_numpy(bool)
     for c in classes:
-        late = (out[f'{c}_newest']>day_end).to_numpy(bool)
-        newer[c] = int((late & out[f'{c}_state'].notna()).sum())
+        late = (out[f'{c}_newest']>day_end).to_numpy(bool) | no_day & out[f'{c}_newest'].notna().to_numpy(bool)
+        if newer!='strict': late &= (out[f'{c}_state']==1).fillna(False).to_numpy(bool) & (newer=='unmapped')
+        masked[c] = int((late & out[f'{c}_state'].notna()).sum())
         out.loc[late, f'{c}_state'] = pd.NA
-    out.attrs = {**labels.attrs, 'newer':newer, 'without labels':missing}
+    out.attrs = {**labels.attrs, 'newer':masked, 'without labels':missing}
     return out
 
 # %% ../nbs/03b_labels.ipynb #c365309b
@@ -622,6 +679,7 @@ WHY_COLUMNS = ['by tags', 'wrong geometry', 'wrong size', 'not within', 'unusabl
 
 class WhyTable(pd.DataFrame):
     "How the features of each class were used, and what places came of it"
+    def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs)
     @property
     def _constructor(self): return WhyTable
     def hints(self)->list[str]:

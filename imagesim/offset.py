@@ -117,7 +117,8 @@ def find_peak(
     here = surface if near is None else np.where(np.hypot(x-r-near[0]/step_m, r-y-near[1]/step_m)*step_m<=5, surface, -np.inf)
     i,j = np.unravel_index(here.argmax(), surface.shape)
     best, middle = surface[i,j], np.median(surface)
-    ratio = best/max(surface[np.hypot(y-i, x-j)*step_m>=3].max(), abs(best)/20, 1e-9)
+    others = surface[np.hypot(y-i, x-j)*step_m>=3]
+    ratio = best/max(others.max(), abs(best)/20, 1e-9) if others.size else math.nan # a search so small has nothing to compare with, and nothing is clear
     score = (best-middle)/(1.4826*np.median(np.abs(surface-middle))+1e-9)
     if not (0<i<2*r and 0<j<2*r): return Peak(math.nan, math.nan, score, ratio, 'at the end of the search')
     if not any(score>=a and ratio>=b for a,b in (CLEAR if near is None else ((3.5,0),))): return Peak(math.nan, math.nan, score, ratio, 'no clear peak')
@@ -193,6 +194,7 @@ def estimate_offset(
     t = tile if isinstance(tile, ArdTile) else parse_tile_path(tile)
     if not exists(t.path): raise MissingError(f'{t.path}: no such tile; name one of a delivery (`find_tiles`)')
     if not ARD_LEVEL<=level<=CHIP_LEVEL: raise InputError(f'level is {level}; blocks are of level {ARD_LEVEL} to {CHIP_LEVEL}')
+    if not 3<=reach_m<=200: raise InputError(f'reach_m is {reach_m}; a search reaches 3 to 200 m')
     step, blocks, sums, metres = 2*GSD_M, [], {}, {}
     r = math.ceil(reach_m/step)
     zero = np.zeros((2*r+1,2*r+1), np.float32)

@@ -156,3 +156,52 @@ def test_land13_by_sizes_levels_and_tunnels():
     assert classes('area', 40, amenity='parking', parking='multi-storey')==set()
     assert classes('point', 1, amenity='parking')==set()
     assert classes('area', 40, natural='water', water='sea')=={'water'}
+
+@pytest.mark.parametrize('pattern', ['***********b', '*a*a*a*a*a*a*a*a*b', '~(a|a)*b', '~(a+)+$b'])
+def test_no_pattern_takes_for_ever(pattern):
+    "each of these would run for years if it tried all ways to fit"
+    assert not TagTest('a', patterns=(pattern,)).accepts('a'*255)
+    assert parse_schema(one(f'tags = {{ a = "{pattern}" }}'))
+
+def test_patterns_are_whole_and_see_line_breaks():
+    fits = lambda p, v: TagTest('a', patterns=(p,)).accepts(v)
+    assert fits('a*', 'a\nb') and fits('*[é].b?', 'x[é].bñ') and not fits('*[é].b?', 'x[é].b') and not fits('a?', 'a') and fits('~A[0-9]+|B', 'x; A12') and not fits('~A[0-9]+|B', 'A1x')
+    assert not fits('~a$', 'a\n')
+
+@pytest.mark.parametrize('pattern', ['~a(?=b)', '~(a)\\\\1', '~a)|(b', '~(a{1000}){1000}', '*'.join('a'*2_000_000)])
+def test_what_re2_does_not_read_is_a_mistake(pattern):
+    with pytest.raises(SchemaError, match='line 5: a: .*(not a regular expression|too long)'): parse_schema(one(f'tags = {{ a = "{pattern}" }}'))
+
+def test_one_long_value_takes_little_memory():
+    import tracemalloc
+    rows = table(*[('area', {'name':f'v{i}'}, SHAPES['area'](1.)) for i in range(2000)], ('area', {'name':'x'*100_000}, SHAPES['area'](1.)))
+    tracemalloc.start()
+    ix = TagIndex(rows, ['name'])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak<50e6 and ix.test(TagTest('name', patterns=('x*',))).tolist()==[False]*2000+[True]
+
+DEEP = {'doubling': '[filters]\n'+''.join(f'f{i} = {{ any = ["f{i+1}","f{i+1}"] }}\n' for i in range(22))+'f22 = { tags = { a = "b" } }\n',
+        'chain': '[filters]\n'+''.join(f'f{i} = "f{i+1}"\n' for i in range(1200))+'f1200 = { tags = { a = "b" } }\n'}
+
+@pytest.mark.parametrize('kind', DEEP)
+def test_filters_that_name_filters_have_an_end(kind):
+    with pytest.raises(SchemaError, match='over 50 deep|2,000 are the most'): parse_schema(f'{HEAD}{DEEP[kind]}[[class]]\nname = "a"\npresent = 0.2\nany = ["f0"]\n')
+
+@pytest.mark.parametrize('depth', [60, 200, 1500])
+def test_nested_filters_have_an_end(depth):
+    with pytest.raises(SchemaError, match='deep'): parse_schema(one('any = '+'[{ none = '*depth+'[{ tags = { a = "b" } }]'+' }]'*depth))
+
+@pytest.mark.parametrize('number', ['nan', 'inf', '1'+'0'*400, '1'+'0'*5000], ids=['nan','inf','400 digits','5000 digits'])
+@pytest.mark.parametrize('body', ['tags = {{ a = {{ min = {} }} }}', 'tags = {{ a = "b" }}\narea_m2 = [1, {}]', 'tags = {{ a = "b" }}\narea_m2 = {{ min = {} }}', 'present = {}\ntags = {{ a = "b" }}'])
+def test_numbers_are_numbers(number, body):
+    body = body.format(number)
+    text = one(body) if 'present' not in body else f'{HEAD}[[class]]\nname = "a"\n{body}\n'
+    with pytest.raises(SchemaError) as e: parse_schema(text)
+    assert len(str(e.value))<400
+
+@pytest.mark.parametrize('name', 'date key rows chips places blocks empty total source labels'.split())
+def test_names_of_our_own_columns_are_taken(name):
+    with pytest.raises(SchemaError, match='line 3.*taken'): parse_schema(f'{HEAD}[[class]]\nname = "{name}"\npresent = 1\ntags = {{ a = "b" }}\n')
+
+def test_a_byte_order_mark_is_no_part_of_a_schema(): assert parse_schema('\ufeff'+read_schema('rare').text).hash==read_schema('rare').hash

@@ -145,6 +145,36 @@ def test_wrong_files_say_so(tmp_path):
     pq.write_table(bad, tmp_path/'labels/land13/z17/zone=33/031111123031.parquet')
     with pytest.raises(CorruptError, match='same columns'): count_labels(tmp_path/'labels/land13')
 
+def test_labels_of_two_schemas_are_not_mixed(tmp_path):
+    "files of one folder, made with different thresholds under one name, or damaged"
+    write_labels(random_table(2*1024), str(tmp_path/'l'))
+    a, b = sorted((tmp_path/'l').rglob('*.parquet'))
+    note = orjson.loads(pq.read_schema(b).metadata[b'imagesim'])
+    def mark(path, text): pq.write_table(pq.read_table(path).replace_schema_metadata({'imagesim':text}), path)
+    mark(a, orjson.dumps(note|dict(schema_hash='a'*16))); mark(b, orjson.dumps(note|dict(schema_hash='b'*16)))
+    with pytest.raises(InputError, match='another class schema'): count_labels(tmp_path/'l')
+    mark(b, orjson.dumps(note|dict(schema_hash='a'*16)))
+    assert count_labels(tmp_path/'l').rows==2048
+    for text in (b'[]', b'{', b'{"attribution": 3}'):
+        mark(a, text)
+        with pytest.raises(CorruptError, match='metadata is damaged'): count_labels(tmp_path/'l')
+
+@pytest.mark.parametrize('name', ['br[1]ck', 'st*r', 'qu?', '[a]/x'])
+def test_folders_named_like_patterns(tmp_path, name):
+    t = random_table(1024)
+    want = count_labels(t)
+    for form,data in forms(t, str(tmp_path/name)).items():
+        if form!='glob': assert same(count_labels(data), want), form
+
+@pytest.mark.parametrize('folder', ['plain', 'br[1]ck'])
+def test_encodings_of_csv(tmp_path, folder):
+    (tmp_path/folder).mkdir()
+    p = tmp_path/folder/'t.csv'
+    p.write_bytes('\ufeffFeature,forêt\na.jpg,1\n'.encode())
+    assert label_distribution(p).present.to_dict()=={'forêt':1}
+    p.write_bytes('Feature,forêt\na.jpg,1\n'.encode('latin-1'))
+    with pytest.raises(CorruptError, match='t.csv'): count_labels(p)
+
 def test_many_rows_take_little_memory(tmp_path):
     for cell in CELLS[:2]: write_labels(random_table(1024), str(tmp_path/'one'))
     t = pq.read_table(next((tmp_path/'one').rglob('*.parquet')))
@@ -278,7 +308,7 @@ def test_chips_of_a_class(town):
 def test_a_chip_and_its_labels(town):
     d, store, labels = town
     name = store.names(valid=1.)[0]
-    row = labels_of([name], labels).iloc[0]
+    row = labels_of([name], labels, undated='keep').iloc[0]
     fig = visualize_image(name, labels, store, credit='painted')
     want = {c:row[f'{c}_state'] for c in read_schema('land13').names}
     tags = {t.get_text().split('  ')[0]:t.get_bbox_patch() for t in fig.axes[1].texts if t.get_bbox_patch()}
@@ -348,6 +378,11 @@ def test_a_moved_pattern_is_found(dx, dy, seed):
     p = find_peak(shift_surface(edge_field(a[40:160,40:160]), edge_field(b[20:180,20:180]), 20), 1.)
     assert p.note=='ok' and math.hypot(p.dx-dx, p.dy-dy)<.5
 
+@pytest.mark.parametrize('n', [1, 3, 5])
+def test_a_search_too_small_to_judge_is_not_clear(n):
+    s = np.ones((n,n)); s[n//2,n//2] = 9
+    assert find_peak(s, .6).note!='ok'
+
 def test_noise_has_no_clear_peak():
     rng = np.random.default_rng(0)
     notes = [find_peak(shift_surface(edge_field(rng.normal(size=(120,120)), 1.2), edge_field(rng.normal(size=(160,160)), 1.2), 20), 1.).note for _ in range(40)]
@@ -395,6 +430,7 @@ def test_offset_says_when_it_cannot_tell(town, tmp_path):
     g = read_osm(osm_path(d.ard, tile.cell))
     o = estimate_offset(tile, g[g.kind=='point'])
     assert o.peak.note=='not enough edges' and 'not enough edges' in repr(o) and visualize_offset(o)
+    for reach in (0, -1, math.nan, 1e6): pytest.raises(InputError, estimate_offset, tile, g, reach_m=reach).match('3 to 200 m')
     with pytest.raises(MissingError, match='no OpenStreetMap data'): estimate_offset(tile, tmp_path)
     fig = visualize_offset(estimate_offset(tile, d.ard))
     assert any(OSM_CREDIT in t for t in texts(fig)) and fig.axes[1].get_xlabel()=='the map must move east by (m)'

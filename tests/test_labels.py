@@ -26,7 +26,7 @@ ring = st.lists(st.tuples(coordinate, coordinate), min_size=3, max_size=9)
 LINES = np.array([0., 1., 2., 4., 4.5, 8., 10.])
 SQUARES = box(*[g.ravel() for g in (*np.meshgrid(LINES[:-1], LINES[:-1], indexing='ij'), *np.meshgrid(LINES[1:], LINES[1:], indexing='ij'))])
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(ring, min_size=1, max_size=4))
 def test_areas_are_exact(rings):
     "polygons with holes, in parts, on the grid's lines and beyond them"
@@ -37,7 +37,7 @@ def test_areas_are_exact(rings):
     want = np.array([shapely.area(shapely.intersection(SQUARES, s)) for s in shapes])
     assert np.abs(got-want).max()<1e-7
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(ring, min_size=2, max_size=6))
 def test_united_areas_are_exact(rings):
     shapes = np.array([s for s in shapely.make_valid(np.array([Polygon(r) for r in rings]), method='structure') if s.geom_type in ('Polygon','MultiPolygon') and not s.is_empty], dtype=object)
@@ -47,7 +47,7 @@ def test_united_areas_are_exact(rings):
     want = [shapely.area(shapely.union_all(shapely.intersection(shapes, q))) for q in SQUARES] # cut first: GEOS loses squares of a union that has a hole like a needle
     assert np.abs(got-want).max()<1e-6
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(-3, 13, width=32), st.floats(-3, 13, width=32)), min_size=2, max_size=9))
 def test_lengths_are_exact(points):
     "off the grid's lines, where a length belongs to one square"
@@ -84,7 +84,7 @@ def osm_of(pbf, cells, root):
     for c in cells: write_osm(osm_path(root, c), c, cell_elements(found[c], c), dict(source='extract', extract=Path(pbf).name))
     return root
 
-RULER_CELLS = [Cell(32,q) for q in ('102222202131','102222202133','102222202313','102222203020','102222203200')]
+RULER_CELLS = [Cell(32,q) for q in ('102222202131','102222202313','102222203200')]
 VALLEY = Cell(32,'102222202311'), Cell(32,'102222203200') # neighbours, the first in the west
 
 def only(root, cells, to):
@@ -96,7 +96,7 @@ def only(root, cells, to):
 
 @pytest.fixture(scope='module')
 def liechtenstein(shared, tmp_path_factory):
-    "six cells of Liechtenstein, out of one pass over the extract"
+    "four cells of Liechtenstein, out of one pass over the extract"
     return osm_of(shared/'osm/liechtenstein-2022.osm.pbf', [*RULER_CELLS, VALLEY[0]], tmp_path_factory.mktemp('country'))
 
 @pytest.fixture(scope='module')
@@ -229,7 +229,7 @@ def test_neighbouring_cells_agree_on_what_lies_between(labelled):
     take = {(1,0):(np.s_[n:,:],np.s_[:2,:]), (-1,0):(np.s_[:2,:],np.s_[n:,:]), (0,1):(np.s_[:,n:],np.s_[:,:2]), (0,-1):(np.s_[:,:2],np.s_[:,n:])}[shift]
     assert np.abs(La.streets.road_m[take[0]]-Lb.streets.road_m[take[1]]).max()<1e-3 and La.streets.road_m[take[0]].sum()>0
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(*[st.floats(0,1)]*3, st.booleans()), min_size=1, max_size=20), st.floats(.01,1))
 def test_a_place_is_never_both_and_absent_only_when_known(rows, t):
     c = parse_schema(f'name = "t"\n[[class]]\nname = "a"\npresent = {t}\ntags = {{ a = "b" }}').classes[0]
@@ -327,10 +327,10 @@ def test_wrong_folders_and_zones_stop_before_work(delivery, tmp_path):
     assert osm_cells(delivery.ard)==list(delivery.cells)
 
 def test_processes_and_buckets_give_the_same(delivery, tmp_path, bucket):
-    one = label_places(delivery.ard, 'land13', 33, tmp_path/'a', proc=1)
-    two = label_places(delivery.ard, 'land13', 33, f'{bucket}/labels', proc=2)
+    one = label_places(delivery.ard, 'buildings', 33, tmp_path/'a', proc=1)
+    two = label_places(delivery.ard, 'buildings', 33, f'{bucket}/labels', proc=2)
     assert one.extra==two.extra and two.done==2
-    a, b = read_labels(tmp_path/'a/land13'), read_labels(f'{bucket}/labels/land13')
+    a, b = read_labels(tmp_path/'a/buildings'), read_labels(f'{bucket}/labels/buildings')
     pd.testing.assert_frame_equal(a, b)
 
 def test_read_labels_by_class_and_what_it_refuses(delivery, tmp_path):
@@ -356,10 +356,14 @@ def test_labels_of_masks_what_is_newer_than_the_picture():
     place = L.grid.places[np.flatnonzero((L.grid.col==0)&(L.grid.row==0))[0]].id
     names = [f'{place}_10300100B3841C00.jpg']*5
     got = labels_of(pd.DataFrame(dict(chip=names, date=['2020-05-31','2020-06-01','2020-06-02','2019-01-01',None])), table)
-    assert got.forest_state.isna().tolist()==[True,False,False,True,False] and got.attrs['newer']['forest']==2
+    assert got.forest_state.isna().tolist()==[True,False,False,True,True] and got.attrs['newer']['forest']==3
+    assert labels_of(names[:1], table, undated='keep').forest_state.tolist()==[1]
+    with pytest.raises(InputError, match='undated'): labels_of(names[:1], table, undated='no')
+    with pytest.raises(InputError, match='newer'): labels_of(names[:1], table, newer='no')
+    assert labels_of(names, table, newer='keep').forest_state.tolist()==[1]*5
     timed = labels_of(pd.DataFrame(dict(chip=names[:2], datetime=pd.to_datetime(['2020-06-01T10:00:00Z','2020-06-01T13:00:00Z']))), table)
     assert timed.forest_state.isna().tolist()==[True,False]
-    assert labels_of(names[:1], table).forest_state.tolist()==[1]
+    assert labels_of(names[:1], table).forest_state.isna().tolist()==[True], 'who knows how old it is'
 
 def test_labels_of_takes_a_chip_index_and_chips_without_labels(tmp_path):
     from imagesim.chip import chip_ard
@@ -380,9 +384,63 @@ def test_labels_of_takes_a_chip_index_and_chips_without_labels(tmp_path):
     with pytest.raises(InputError, match='column chip'): labels_of(pd.DataFrame(dict(name=['a'])), labels)
     with pytest.raises(InputError): labels_of(['nonsense.jpg'], labels)
 
+def test_an_absence_is_as_new_as_what_speaks_for_it():
+    "fields mapped in 2022 say nothing of a picture of 2015"
+    s = 156.25
+    def look(rows, name, col, row, days=('2015-06-01','2023-01-01')):
+        L = label_features(features(*rows), 'land13', CELL)
+        t = L.table().to_pandas()
+        for c in L.schema.names: t[f'{c}_state'] = t[f'{c}_state'].astype('Int8')
+        t.attrs['classes'] = L.schema.names
+        place = L.grid.places[np.flatnonzero((L.grid.col==col)&(L.grid.row==row))[0]].id
+        return labels_of(pd.DataFrame(dict(chip=[f'{place}_10300100B3841C00.jpg']*len(days), date=days)), t, newer='strict')[f'{name}_state'].tolist()
+    field = lambda when: [('area', {'landuse':'residential'}, box(0,0,4*s,4*s), when)]
+    assert look(field('2022-03-01T00:00:00Z'), 'forest', 1, 1)==[pd.NA, 0] and look(field('2014-03-01T00:00:00Z'), 'forest', 1, 1)==[0, 0]
+    assert look(field(None), 'forest', 1, 1)==[0, 0], 'without a time nothing is masked'
+    lines = [(k, t, shapely.transform(g, lambda xy: xy-[CELL.bounds.left,CELL.bounds.bottom]), '2022-01-01T00:00:00Z') for k,t,g in town()[['kind','tags','geometry']].itertuples(index=False)]
+    for name in ('apartments','major_road'): assert look(lines, name, 13, 13)==[pd.NA, 0], name
+
+def test_labels_of_reads_the_cells_of_its_chips_only(delivery, tmp_path):
+    label_places(delivery.ard, 'buildings', 33, tmp_path, proc=1)
+    here, other = (Path(labels_path(tmp_path, 'buildings', c)) for c in delivery.cells)
+    chip = delivery.cells[0].children(17)[5].id+'_10300100B3841C00.jpg'
+    want = labels_of([chip], tmp_path/'buildings')
+    other.write_bytes(b'broken')
+    pd.testing.assert_frame_equal(labels_of([chip], tmp_path/'buildings'), want)
+    with pytest.raises(CorruptError): read_labels(tmp_path/'buildings')
+    assert labels_of(['Z32-03111112303000000_10300100B3841C00.jpg'], tmp_path/'buildings').attrs['without labels']==1
+    other.write_bytes(here.read_bytes())
+    with pytest.raises(InputError, match='is in it twice'): read_labels(tmp_path/'buildings')
+
+def test_odd_metadata_is_told_and_labelled_again(delivery, tmp_path):
+    run = lambda: label_places(delivery.ard, 'buildings', 33, tmp_path, proc=1)
+    run()
+    path = labels_path(tmp_path, 'buildings', delivery.cells[0])
+    whole = pq.read_table(path)
+    for note in (b'[]', b'{', b'{"schema": 3}', b'{"schema":"a","schema_hash":"b","fingerprint":"c","classes":"water"}', b'{"schema":"a","schema_hash":"b","fingerprint":"c","classes":["wood"]}'):
+        pq.write_table(whole.replace_schema_metadata({'imagesim':note}), path)
+        for fn in (labels_meta, read_labels): pytest.raises(CorruptError, fn, path).match('label again')
+    assert (run().done, labels_meta(path)['schema'])==(1, 'buildings')
+
+def test_a_long_footer_is_read_and_the_age_of_the_map_is_kept(delivery, tmp_path, bucket):
+    root = tmp_path/'osm'
+    c = delivery.cells[0]
+    found, _ = parse_body(Path(delivery.overpass).read_bytes())
+    write_osm(osm_path(root, c), c, cell_elements(found, c), dict(source='overpass', data_timestamp='2021-05-01T00:00:00Z'))
+    label_places(root, 'buildings', 33, tmp_path/'l', proc=1)
+    path = labels_path(tmp_path/'l', 'buildings', c)
+    meta = labels_meta(path)
+    assert meta['data_timestamp']=='2021-05-01T00:00:00Z'
+    for to in (tmp_path/'long.parquet', f'{bucket}/long.parquet'):
+        import io
+        from imagesim.infra import write_bytes
+        pq.write_table(pq.read_table(path).replace_schema_metadata({'imagesim':json.dumps(meta|dict(more='x'*200_000))}), out := io.BytesIO())
+        write_bytes(to, out.getvalue())
+        assert {k:v for k,v in labels_meta(to).items() if k!='more'}==meta
+
 # --- why, and the ruler
 
-SMALL = RULER_CELLS[2] # the one with fewest features
+SMALL = RULER_CELLS[1] # the one with fewest features
 
 def test_why_accounts_for_every_feature(valley, liechtenstein):
     t = why('land13', valley)
