@@ -14,6 +14,7 @@ from conftest import ROOT
 # -- worker functions live in a module, as everywhere
 
 def double(n): return 2*n
+def hear_interrupts(): signal.signal(signal.SIGINT, signal.SIG_DFL) # a shell's background jobs, and what they start, ignore them
 def pid_after(path): Path(path).with_suffix('.pid').write_text(str(os.getpid())); time.sleep(60)
 def die(n): os._exit(9) if n==3 else None; return n
 def unpicklable(n): return (lambda: n) if n==1 else n
@@ -131,7 +132,7 @@ def test_stopped_sync_resumes_inside_a_file(bucket, tmp_path, sig, code):
     cmd = [sys.executable, '-m', 'imagesim.cli', 'sync', f'{bucket}/ard', str(tmp_path/'ard'), '--proc', '2']
     env, whole = dict(os.environ, PYTHONPATH=str(ROOT)), tmp_path/'ard/a-visual.tif'
     for _ in range(8): # on a quick disk the copy may end before the signal arrives: then once more, from the beginning
-        p = subprocess.Popen(cmd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        p = subprocess.Popen(cmd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
         deadline, parts = time.time()+60, []
         while time.time()<deadline and p.poll() is None and not parts:
             parts = [f for f in (tmp_path/'ard').glob('.*a-visual.tif.part') if f.stat().st_size>=2**24] if (tmp_path/'ard').exists() else []
@@ -256,7 +257,7 @@ def test_no_worker_outlives_its_parent(tmp_path, sig):
     script = tmp_path/'script.py'
     script.write_text(code)
     with open(tmp_path/'said', 'w') as said:
-        p = subprocess.Popen([sys.executable, script], stderr=said, env=dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT/"tests"}'))
+        p = subprocess.Popen([sys.executable, script], stderr=said, preexec_fn=hear_interrupts, env=dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT/"tests"}'))
     deadline = time.time()+60
     while len(list(tmp_path.glob('*.pid')))<2 and time.time()<deadline: time.sleep(.05)
     pids = [int(f.read_text()) for f in tmp_path.glob('*.pid')]
