@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .infra import (CorruptError, FileInfo, ImagesimError, InputError, MissingError, atomic_path, is_dir, is_remote, join,
+from .infra import (CorruptError, FileInfo, InputError, MissingError, atomic_path, is_dir, is_remote, join,
     list_dirs, list_files, map_items, one_line, read_bytes, read_json, relative_path)
 
 # %% ../nbs/00a_ard.ipynb #fbb02a0c

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc
 from fastcore.basics import patch
 
-from .infra import ImagesimError, InputError, MissingError, exists, fingerprint, is_remote, one_line, read_bytes, suggest
+from .encoding import RESERVED
+from .infra import InputError, MissingError, exists, fingerprint, one_line, read_bytes, suggest
 
 # %% ../nbs/03a_classes.ipynb #be09a250
 _number = re.compile(r'\s*([-+]?\d+(?:[.,]\d+)?)')
@@ -441,7 +442,7 @@ def _asks_nothing(f:Filter)->bool: return not (f.tags or f.all or f.any)
 
 # %% ../nbs/03a_classes.ipynb #06c306c3
 _CLASS_KEYS = 'name', 'title', 'colour', 'kind', 'measure', 'present', 'excluded_by', 'hinted_by'
-_taken = set('place lon lat chip Feature present unmapped split geometry date key row rows chips places blocks empty total source labels cell'.split())
+_taken = RESERVED | {'geometry'}
 _palette = '#4c78a8 #f58518 #54a24b #e45756 #72b7b2 #b279a2 #9d755d #eeca3b #ff9da6 #79706e'.split()
 
 @patch

@@ -13,14 +13,13 @@ __all__ = ['ABSENT_COLOUR', 'UNMAPPED_COLOUR', 'IMAGERY_CREDIT', 'LabelFrame', '
 # %% ../nbs/04_explore.ipynb #1da93ed0
 import fnmatch, math, os, re, tempfile
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache, wraps
 from html import escape
 from pathlib import Path
 
-import duckdb, fsspec, numpy as np, orjson, pandas as pd, pyarrow as pa, pyarrow.compute, pyarrow.csv, pyarrow.dataset as pads, pyarrow.parquet as pq
+import duckdb, numpy as np, orjson, pandas as pd, pyarrow as pa, pyarrow.compute, pyarrow.csv, pyarrow.dataset as pads, pyarrow.parquet as pq
 import matplotlib.pyplot as plt, seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.lines import Line2D
@@ -29,12 +28,13 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 from shapely import box
 
-from .ard import ARD_LEVEL, CHIP_LEVEL, GRID_M, Cell, TileList, parse_chip, read_tile_table, reproject, tile_table, tiles_gdf
+from .ard import ARD_LEVEL, GRID_M, Cell, parse_chip, read_tile_table, reproject, tile_table, tiles_gdf
 from .classes import read_schema
 from .element import OSM_CREDIT, OSM_FILE, osm_path
+from .encoding import parquet_schema, sql_name, sql_text
 from .feature import read_osm, tag_table
 from .infra import (CorruptError, ImagesimError, InputError, MissingError, exists, file_info, get_settings, is_dir, is_remote, join,
-    list_files, one_line, read_ranges, s3_endpoint, suggest)
+    list_files, map_items, one_line, s3_filesystem, suggest)
 from .labels import label_places, label_ruler, labels_of, why
 from .read import ChipStore, contact_sheet, index_path, read_chip_index
 
@@ -44,8 +44,7 @@ def _connect():
     return duckdb.connect(config=dict(memory_limit='512MB', threads=min(4, get_settings().proc), autoinstall_known_extensions='false',
         autoload_known_extensions='false', temp_directory=join(tempfile.gettempdir(), f'imagesim-duckdb-{os.getpid()}')))
 
-def _quoted(name:str)->str: return '"'+name.replace('"','""')+'"'
-def _text(s:str)->str: return "'"+s.replace("'","''")+"'"
+
 
 # %% ../nbs/04_explore.ipynb #8ed53125
 def _label_files(path:str)->list[str]:
@@ -67,12 +66,7 @@ def _label_files(path:str)->list[str]:
 # %% ../nbs/04_explore.ipynb #bbddd422
 def _parquet_note(path:str)->dict:
     "Read what a Parquet file says of itself, from its last bytes; {} where it says nothing"
-    size, tail = file_info(path).size, 2**16
-    for _ in range(2):
-        end = read_ranges(path, [(max(0,size-tail), min(size,tail))])[0]
-        tail = int.from_bytes(end[-8:-4], 'little')+8
-        if tail<=len(end) or tail>size: break
-    return _table_note((pq.read_schema(pa.BufferReader(end)).metadata or {}).get(b'imagesim'), path)
+    return _table_note((parquet_schema(path).metadata or {}).get(b'imagesim'), path)
 
 def _table_note(text:bytes|None, name)->dict:
     "Read and check the metadata of a table of labels"
@@ -83,7 +77,9 @@ def _table_note(text:bytes|None, name)->dict:
 
 def _one_schema(files:list[str])->dict: # What the first says of itself
     "Check that all files were made with the same class schema"
-    with ThreadPoolExecutor(16) as pool: notes = list(pool.map(_parquet_note, files))
+    run = map_items(_parquet_note, files, proc=16, threads=True, desc='read notes', unit='file')
+    if run.failed: raise CorruptError(run.failures[0][1])
+    notes = run.values
     mark = lambda n: (n.get('schema'), n.get('schema_hash'))
     if odd := [f for f,n in zip(files,notes) if mark(n)!=mark(notes[0])]:
         raise InputError(f'{odd[0]} was made with another class schema than {files[0]}; label again (imagesim labels build), or name the files of one')
@@ -92,7 +88,7 @@ def _one_schema(files:list[str])->dict: # What the first says of itself
 # %% ../nbs/04_explore.ipynb #90a31634
 def _open_files(con, files:list[str]): # (relation, what to keep alive with it, metadata)
     "Open files lazily"
-    fs = fsspec.filesystem('s3', anon=get_settings().s3_anonymous, endpoint_url=s3_endpoint()) if is_remote(files[0]) else None
+    fs = s3_filesystem() if is_remote(files[0]) else None
     plain = fs is None and not any(c in f for f in files for c in '*?[') # DuckDB would read those as patterns
     paths = [f[5:] for f in files] if fs else files
     if files[0].endswith('.csv'):
@@ -111,11 +107,11 @@ def _open_files(con, files:list[str]): # (relation, what to keep alive with it, 
 # %% ../nbs/04_explore.ipynb #9c6748e4
 def _as_state(column:str, name:str, kind:str)->str:
     "Write the SQL that turns a column into 1, 0 or null, and refuses all else"
-    c, say = _quoted(column), f"'class {name.replace(chr(39),chr(39)*2)} holds '"
+    c, say = sql_name(column), f"'class {name.replace(chr(39),chr(39)*2)} holds '"
     if kind=='VARCHAR': one, zero, none = f"lower({c}) IN ('1','1.0','true')", f"lower({c}) IN ('0','0.0','false')", f"{c} IS NULL OR trim({c})=''"
     elif kind=='BOOLEAN': one, zero, none = c, f'NOT {c}', f'{c} IS NULL'
     else: one, zero, none = f'{c}=1', f'{c}=0', f"{c} IS NULL{f' OR isnan({c})' if kind in ('DOUBLE','FLOAT') else ''}"
-    return f"CASE WHEN {none} THEN NULL WHEN {one} THEN 1 WHEN {zero} THEN 0 ELSE error({say} || {c}::VARCHAR) END::TINYINT AS {_quoted(name)}"
+    return f"CASE WHEN {none} THEN NULL WHEN {one} THEN 1 WHEN {zero} THEN 0 ELSE error({say} || {c}::VARCHAR) END::TINYINT AS {sql_name(name)}"
 
 # %% ../nbs/04_explore.ipynb #ad693a57
 class LabelFrame:
@@ -135,7 +131,7 @@ class LabelFrame:
         if bad := [c for c in self.classes if not re.match(r'VARCHAR|BOOL|"NULL"|DECIMAL|.*INT|FLOAT|DOUBLE', cols[of[c]])]:
             raise InputError(f'{name}: column {bad[0]!r} holds {cols[of[bad[0]]]}, no labels; a class holds 1, 0 or nothing')
         rel.create_view('source')
-        rel.project(', '.join([f'{_quoted(self.key)}::VARCHAR AS key', *(_as_state(of[c], c, cols[of[c]]) for c in self.classes)])).create_view('labels')
+        rel.project(', '.join([f'{sql_name(self.key)}::VARCHAR AS key', *(_as_state(of[c], c, cols[of[c]]) for c in self.classes)])).create_view('labels')
     def __repr__(self): return f"{self.name}: {len(self.classes)} classes a {self.unit}: {', '.join(self.classes)}"
 
 # %% ../nbs/04_explore.ipynb #38fbdfc1
@@ -191,11 +187,11 @@ class LabelCounts:
 @patch
 def batches(self:LabelFrame, rows:int=65536): # yields (cell ids, as a dictionary array; states, (rows, classes) int8, -1 where unmapped)
     "Stream the labels"
-    cols = ', '.join(f'coalesce({_quoted(c)}, -1)::TINYINT' for c in self.classes)
+    cols = ', '.join(f'coalesce({sql_name(c)}, -1)::TINYINT' for c in self.classes)
     try:
         for b in self.con.sql(f"SELECT regexp_extract(key, '^Z[0-9]{{2}}-[0-3]{{12}}') AS cell, {cols} FROM labels").to_arrow_reader(rows):
             yield b.column(0).dictionary_encode(), np.column_stack([c.to_numpy(zero_copy_only=False) for c in b.columns[1:]])
-    except (duckdb.Error, pa.ArrowException) as e: raise _sql_error(self.name, e) from None
+    except (duckdb.Error, pa.ArrowException, OSError) as e: raise _sql_error(self.name, e) from None # OSError: the same, from within a stream
 
 # %% ../nbs/04_explore.ipynb #bd04741c
 def _count_cells(cells, P:np.ndarray, found:dict):
@@ -446,10 +442,10 @@ def place_states(
 )->pd.DataFrame: # place, state (1, 0 or null) and, where the labels hold it, measure; sorted by place
     "List one class's state at each place; of several chips at a place, one that has it decides"
     f = label_frame(data)
-    c = _quoted(f.check_class(name))
+    c = sql_name(f.check_class(name))
     within = _prefix(where)
     start = f"regexp_extract(key, '^Z[0-9]{{2}}-[0-3]+') AS place"
-    if f.key=='place': q = f'SELECT place, {_quoted(name+"_state")}::TINYINT AS state, {c}::FLOAT AS measure FROM source WHERE starts_with(place, ?) ORDER BY place'
+    if f.key=='place': q = f'SELECT place, {sql_name(name+"_state")}::TINYINT AS state, {c}::FLOAT AS measure FROM source WHERE starts_with(place, ?) ORDER BY place'
     else: q = f"SELECT {start}, max({c}) AS state FROM labels WHERE starts_with(key, ?) GROUP BY ALL ORDER BY place"
     out = f.sql(q, [within])
     if not len(out): raise InputError(f"{f.name}: no place {'in '+within if within else 'in it'}; labels lie in {_some_cells(f)}")
@@ -482,13 +478,13 @@ def _extent(f:LabelFrame, start:str, most:int)->tuple: # first column, first row
 @patch
 def class_batches(self:LabelFrame, name:str, start:str=''): # yields place ids, states (-1 where unmapped), measures
     "Stream one class at the places whose ids begin with `start`"
-    c, key = _quoted(name), _quoted(self.key)
-    what = f'coalesce({_quoted(name+"_state")}, -1)::TINYINT, coalesce({c}, 0)::DOUBLE FROM source' if self.has_measures else f'coalesce({c}, -1)::TINYINT, 0::DOUBLE FROM labels'
+    c, key = sql_name(name), sql_name(self.key)
+    what = f'coalesce({sql_name(name+"_state")}, -1)::TINYINT, coalesce({c}, 0)::DOUBLE FROM source' if self.has_measures else f'coalesce({c}, -1)::TINYINT, 0::DOUBLE FROM labels'
     if not self.has_measures: key = 'key'
     try:
-        for b in self.con.sql(f"SELECT split_part({key},'_',1), {what} WHERE starts_with({key}, {_text(start)})").to_arrow_reader(65536):
+        for b in self.con.sql(f"SELECT split_part({key},'_',1), {what} WHERE starts_with({key}, {sql_text(start)})").to_arrow_reader(65536):
             yield tuple(col.to_numpy(zero_copy_only=False) for col in b.columns)
-    except (duckdb.Error, pa.ArrowException) as e: raise _sql_error(self.name, e) from None
+    except (duckdb.Error, pa.ArrowException, OSError) as e: raise _sql_error(self.name, e) from None # OSError: the same, from within a stream
 
 # %% ../nbs/04_explore.ipynb #d5588027
 def _grids(f:LabelFrame, name:str, where, most:int)->tuple: # dict of (h, w) arrays, box in km, level, whether a square is a place, zone
@@ -619,7 +615,7 @@ def chips_of_class(
 )->Image.Image:
     "Lay out chips of a class, drawn at random"
     f = label_frame(data)
-    c, what = _quoted(f.check_class(name)), {1:'present', 0:'absent', None:'unmapped'}
+    c, what = sql_name(f.check_class(name)), {1:'present', 0:'absent', None:'unmapped'}
     if state not in what: raise InputError(f'state is {state!r}; it is 1 (present), 0 (absent) or None (unmapped)')
     test = f'{c} IS NULL' if state is None else f'{c}={int(state)}'
     total = int(f.sql(f'SELECT count(*) AS n FROM labels WHERE {test}').n[0])
@@ -641,7 +637,7 @@ def _row_of(f:LabelFrame, chip:'str|int')->tuple[str,pd.Series,pd.Series|None]: 
     key = chip if f.unit=='chip' else parse_chip(chip).place
     t = f.sql('SELECT * FROM labels WHERE key=? LIMIT 1', [key])
     if not len(t): raise InputError(f'{f.name}: no row for {key}')
-    cols = ', '.join(map(_quoted, f.classes))
+    cols = ', '.join(map(sql_name, f.classes))
     m = f.sql(f'SELECT {cols} FROM source WHERE {f.key}=?', [key]).iloc[0] if f.has_measures else None
     return str(chip), t.drop(columns='key').iloc[0], m
 

@@ -18,8 +18,8 @@ from fastcore.basics import patch
 from shapely import LineString, STRtree, box, segmentize
 
 from .ard import APRON_M, Cell, reproject
-from .element import no_gc
-from .feature import COAST_M
+from .element import no_gc, with_facts
+from .feature import COAST_M, is_multipolygon
 from .infra import CorruptError, ImagesimError, InputError, MissingError, StorageError, copy_file, file_info, fingerprint, is_remote, join, one_line, progress, write_json
 
 # %% ../nbs/01d_extract.ipynb #22afbb3b
@@ -193,13 +193,6 @@ def _read(path, dtype=None): # rows, or a list from JSON
     data = Path(path).read_bytes() if os.path.exists(path) else b''
     return orjson.loads(b'['+data[:-2]+b']') if dtype is None else np.frombuffer(data, dtype)
 
-def _dress(e:dict, tags, version, when)->dict:
-    "Add what an element has beyond its id and position"
-    if tags: e['tags'] = tags
-    if version>0: e['version'] = version
-    if when: e['timestamp'] = when
-    return e
-
 def _columns(name, rows)->tuple: # tags, versions, times
     texts = iter(_read(name+'text'))
     return [next(texts) if o else None for o in rows['tagged'].tolist()], rows['version'].tolist(), _times(rows['time'])
@@ -209,7 +202,7 @@ def _load_nodes(name:str)->list[dict]:
     "Read a cell's nodes"
     r = _read(name, _ROWS['n'])
     cols = r['id'].tolist(), (r['x']/_UNIT).tolist(), (r['y']/_UNIT).tolist(), *_columns(name, r)
-    return [{'id':i, 'lon':x, 'lat':y, 'version':v, 'timestamp':t} if v>0 and t and not tags else _dress({'id':i, 'lon':x, 'lat':y}, tags, v, t)
+    return [{'id':i, 'lon':x, 'lat':y, 'version':v, 'timestamp':t} if v>0 and t and not tags else with_facts({'id':i, 'lon':x, 'lat':y}, tags, v, t)
             for i,x,y,tags,v,t in zip(*cols)]
 
 def _load_ways(name:str)->list[dict]:
@@ -220,7 +213,7 @@ def _load_ways(name:str)->list[dict]:
     end = np.cumsum(r['n'])
     if r['n'].sum()!=len(refs): raise ValueError(f"{len(refs)} positions instead of {r['n'].sum()}")
     cols = r['id'].tolist(), (end-r['n']).tolist(), end.tolist(), *_columns(name, r)
-    out = {i:_dress({'id':i, 'nodes':ids[a:b], 'geometry':place[a:b]}, tags, v, t) for i,a,b,tags,v,t in zip(*cols)}
+    out = {i:with_facts({'id':i, 'nodes':ids[a:b], 'geometry':place[a:b]}, tags, v, t) for i,a,b,tags,v,t in zip(*cols)}
     return [out[i] for i in sorted(out)] # coastlines and members of multipolygons come last in the file
 
 # %% ../nbs/01d_extract.ipynb #20074397
@@ -279,7 +272,7 @@ _NAMES = dict(n='node', w='way', r='relation')
 def _relation(i, o, members)->bytes: # JSON
     "Write out a relation"
     e = {'id':i, 'members':[{'type':_NAMES[t], 'ref':ref, 'role':role} for t,ref,role in members]}
-    return orjson.dumps(_dress(e, dict(o.tags), o.version, _times(np.array([int(o.timestamp.timestamp())]))[0]))
+    return orjson.dumps(with_facts(e, dict(o.tags), o.version, _times(np.array([int(o.timestamp.timestamp())]))[0]))
 
 @patch
 def place(self:_Walk, node:int)->tuple[int,int]: # MISSING where the extract doesn't have it
@@ -298,7 +291,7 @@ def on_relations(self:_Walk, relations):
         at = np.array([self.place(ref) for t,ref,_ in members if t=='n'], np.int64).reshape(-1,2).T
         b, found = self.way_boxes.lookup(ways)
         met, of = self.boxes.query(*b)
-        multi = o.tags.get('type')=='multipolygon'
+        multi = is_multipolygon(o.tags, boundary=False)
         whole = b[:,b[0]!=MISSING] if multi and 'boundary' not in o.tags else b[:,:0]
         if whole.size: whole = np.concatenate([whole[:2].min(1), whole[2:].max(1)])[:,None]
         cells = np.unique(np.concatenate([of, self.boxes.query(*at, *at)[1], self.boxes.query(*whole)[1]]))

@@ -18,7 +18,7 @@ import geopandas as gpd, numpy as np, pandas as pd, shapely
 
 from .ard import APRON_M, Cell, reproject
 from .element import OSM_FILE, merge_elements, path_cell, read_elements, tag_counters
-from .infra import CorruptError, ImagesimError, InputError, list_files, one_line, progress
+from .infra import ImagesimError, InputError, list_files, one_line, progress
 
 # %% ../nbs/01b_feature.ipynb #580395d2
 AREA_EXCEPT = { # key -> values that stay lines even when closed

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LAYOUT', 'KINDS', 'MACHINES', 'ImagesimError', 'InputError', 'SettingsError', 'MissingError', 'StorageError',
            'CorruptError', 'one_line', 'config_file', 'Settings', 'suggest', 'get_settings', 'setting_rows',
-           'is_remote', 'join', 'relative_path', 'Layout', 'init_layout', 's3_endpoint', 'storage_errors', 'FileInfo',
-           'file_info', 'exists', 'is_dir', 'list_files', 'list_dirs', 'atomic_path', 'write_bytes', 'write_json',
-           'remove_file', 'read_bytes', 'read_json', 'merge_ranges', 'read_ranges', 'fingerprint', 'Outcome', 'Skip',
-           'Summary', 'progress', 'map_items', 'kind_suffixes', 'safe_relative', 'copy_file', 'sync', 'Machine']
+           'is_remote', 'join', 'relative_path', 'Layout', 'init_layout', 's3_endpoint', 's3_filesystem',
+           'storage_errors', 'FileInfo', 'file_info', 'exists', 'is_dir', 'list_files', 'list_dirs', 'atomic_path',
+           'write_bytes', 'write_json', 'remove_file', 'read_bytes', 'read_json', 'merge_ranges', 'read_ranges',
+           'fingerprint', 'Outcome', 'Skip', 'Summary', 'plural', 'progress', 'map_items', 'kind_suffixes',
+           'safe_relative', 'copy_file', 'sync', 'Machine']
 
 # %% ../nbs/00_infra.ipynb #52ff7cf1
 import contextlib, fcntl, hashlib, multiprocessing as mp, os, re, shutil, signal, tempfile, threading, time, traceback, uuid
@@ -210,7 +211,7 @@ def s3_endpoint()->str|None: # None for AWS itself
     return os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
 
 # %% ../nbs/00_infra.ipynb #a795a2af
-def _s3():
+def s3_filesystem(): # fsspec file system
     "Open the S3 file system that environment and settings describe"
     return fsspec.filesystem('s3', anon=get_settings().s3_anonymous, endpoint_url=s3_endpoint(), use_listings_cache=False,
                              config_kwargs=dict(connect_timeout=10, read_timeout=60, retries=dict(max_attempts=4, mode='standard')))
@@ -252,7 +253,7 @@ def file_info(path:str|Path)->FileInfo:
     "Tell size, time and etag of the file at `path`"
     with storage_errors(path):
         if is_remote(path):
-            d = _s3().info(str(path))
+            d = s3_filesystem().info(str(path))
             if d['type']!='file': raise FileNotFoundError(path)
             return _s3_info(d)
         st = os.stat(path)
@@ -261,12 +262,12 @@ def file_info(path:str|Path)->FileInfo:
 # %% ../nbs/00_infra.ipynb #6cb38ec1
 def exists(path:str|Path)->bool:
     "Tell whether a file or folder is at `path`; a bucket that can't be asked is an error, not a no"
-    with storage_errors(path): return _s3().exists(str(path)) if is_remote(path) else os.path.exists(path)
+    with storage_errors(path): return s3_filesystem().exists(str(path)) if is_remote(path) else os.path.exists(path)
 
 # %% ../nbs/00_infra.ipynb #329b7b3e
 def is_dir(path:str|Path)->bool:
     "Tell whether `path` is a folder, or a prefix that holds something"
-    with storage_errors(path): return _s3().isdir(str(path)) if is_remote(path) else os.path.isdir(path)
+    with storage_errors(path): return s3_filesystem().isdir(str(path)) if is_remote(path) else os.path.isdir(path)
 
 # %% ../nbs/00_infra.ipynb #d047dacd
 def _walk(root:str, above:frozenset=frozenset()):
@@ -295,8 +296,8 @@ def list_files(
     with storage_errors(root):
         if not is_remote(root): out = list(_walk(str(root).rstrip('/') or '/'))
         else:
-            found = _s3().find(str(root), detail=True)
-            if not found and not _s3().exists(str(root)): raise FileNotFoundError(root)
+            found = s3_filesystem().find(str(root), detail=True)
+            if not found and not s3_filesystem().exists(str(root)): raise FileNotFoundError(root)
             below = len(str(root).rstrip('/'))-len('s3://')
             out = [_s3_info(d) for d in found.values() if not _hidden.search(d['name'][below:]) and not d['name'].endswith('/')]
     return sorted((o for o in out if o.path.endswith(suffix)), key=lambda o: o.path)
@@ -305,7 +306,7 @@ def list_files(
 def list_dirs(root:str|Path)->list[str]: # Names, sorted
     "Name the folders directly below `root`"
     with storage_errors(root):
-        if is_remote(root): names = [o['name'].rsplit('/',1)[-1] for o in _s3().ls(str(root), detail=True) if o['type']=='directory']
+        if is_remote(root): names = [o['name'].rsplit('/',1)[-1] for o in s3_filesystem().ls(str(root), detail=True) if o['type']=='directory']
         else:
             with os.scandir(root) as it: names = [e.name for e in it if e.is_dir()]
     return sorted(n for n in names if not n.startswith('.'))
@@ -325,14 +326,14 @@ def atomic_path(
         tmp = Path(tempfile.mkdtemp() if remote else folder or '.')/f'.{uuid.uuid4().hex[:8]}.{name}'
         try:
             yield str(tmp)
-            _s3().put_file(str(tmp), path) if remote else os.replace(tmp, path)
+            s3_filesystem().put_file(str(tmp), path) if remote else os.replace(tmp, path)
         finally: shutil.rmtree(tmp.parent) if remote else tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_infra.ipynb #ef4a293c
 def write_bytes(path:str|Path, data:bytes):
     "Write `data` to `path`, whole or not at all"
     if is_remote(path):
-        with storage_errors(path): _s3().pipe_file(str(path), data)
+        with storage_errors(path): s3_filesystem().pipe_file(str(path), data)
     else:
         with atomic_path(path) as tmp: Path(tmp).write_bytes(data)
 
@@ -345,13 +346,13 @@ def write_json(path:str|Path, obj):
 def remove_file(path:str|Path):
     "Delete a file, if it is there"
     with storage_errors(path):
-        if is_remote(path): _s3().rm_file(str(path))
+        if is_remote(path): s3_filesystem().rm_file(str(path))
         else: Path(path).unlink(missing_ok=True)
 
 # %% ../nbs/00_infra.ipynb #3a9c1c79
 def read_bytes(path:str|Path)->bytes:
     "Read a whole file"
-    with storage_errors(path): return _s3().cat_file(str(path)) if is_remote(path) else Path(path).read_bytes()
+    with storage_errors(path): return s3_filesystem().cat_file(str(path)) if is_remote(path) else Path(path).read_bytes()
 
 # %% ../nbs/00_infra.ipynb #6e581b61
 def read_json(path:str|Path): # What the JSON holds
@@ -375,7 +376,7 @@ def merge_ranges(
 # %% ../nbs/00_infra.ipynb #eef8de4b
 def _read_spans(path:str, spans:list[tuple[int,int]])->list[bytes]:
     "Read each (start, end) of one file"
-    if is_remote(path): return _s3().cat_ranges([path]*len(spans), [s for s,_ in spans], [e for _,e in spans], on_error='raise')
+    if is_remote(path): return s3_filesystem().cat_ranges([path]*len(spans), [s for s,_ in spans], [e for _,e in spans], on_error='raise')
     fd = os.open(path, os.O_RDONLY)
     try: return [os.pread(fd, e-s, s) for s,e in spans]
     finally: os.close(fd)
@@ -456,12 +457,18 @@ class Summary:
     @property
     def exit_code(self): return int(self.failed>0)
 
-# %% ../nbs/00_infra.ipynb #2ab65585
-def _plural(n:int, unit:str)->str: return f'{n:,} {unit}{"" if n==1 else "s"}'
+# %% ../nbs/00_infra.ipynb #b0c302f3
+def plural(
+    n:int,
+    unit:str # One of them: 'tile'
+)->str: # '1 tile', '1,024 tiles'
+    "Count things in words"
+    return f'{n:,} {unit}{"" if n==1 else "s"}'
 
+# %% ../nbs/00_infra.ipynb #2ab65585
 @patch
 def __str__(self:Summary):
-    s = f'{self.title}: {_plural(self.done, self.unit)} done, {self.skipped:,} skipped, {self.failed:,} failed in {self.seconds:.1f} s'
+    s = f'{self.title}: {plural(self.done, self.unit)} done, {self.skipped:,} skipped, {self.failed:,} failed in {self.seconds:.1f} s'
     if self.done: s += f' ({self.rate:,.1f} {self.unit}s/s)'
     if self.extra: s += '\n  ' + ', '.join(f'{k} {v:,}' if isinstance(v,(int,float)) else f'{k} {v}' for k,v in self.extra.items())
     shown = self.failures[:20]
@@ -656,7 +663,7 @@ def _download(src:FileInfo, dest:str, piece:int=16*2**20):
     with storage_errors(src.path), open(part, 'ab') as f:
         _lock(f, dest)
         f.seek(0, os.SEEK_END)
-        while (at := f.tell())<src.size: f.write(_s3().cat_file(src.path, start=at, end=min(at+piece, src.size)))
+        while (at := f.tell())<src.size: f.write(s3_filesystem().cat_file(src.path, start=at, end=min(at+piece, src.size)))
         f.flush()
         _arrived(src, part)
         os.replace(part, dest) # while it is still locked
@@ -669,8 +676,8 @@ def copy_file(
     "Copy one file, whole or not at all, and check the size that arrived"
     if is_remote(src.path) and not is_remote(dest): return _download(src, dest)
     with storage_errors(dest):
-        if is_remote(src.path): _s3().cp_file(src.path, dest)
-        elif is_remote(dest): _s3().put_file(src.path, dest)
+        if is_remote(src.path): s3_filesystem().cp_file(src.path, dest)
+        elif is_remote(dest): s3_filesystem().put_file(src.path, dest)
         else:
             with atomic_path(dest) as tmp: shutil.copy2(src.path, tmp)
     if (got := file_info(dest).size)!=src.size: raise StorageError(f'{dest}: {got:,} bytes arrived of {src.size:,}; run sync again')

@@ -23,11 +23,12 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from .ard import ARD_LEVEL, CELL_M, CHIP_LEVEL, Cell, parse_chip, reproject
-from .classes import STEPS, ClassSchema, Filter, LabelClass, TagIndex, TagTest, read_schema
+from .classes import ClassSchema, Filter, LabelClass, TagIndex, TagTest, read_schema
 from .element import OSM_CREDIT, OSM_FILE, osm_path, osm_state, read_elements
+from .encoding import parquet_schema
 from .feature import elements_gdf, read_osm
 from .infra import (CorruptError, ImagesimError, InputError, MissingError, Skip, Summary, exists, file_info, fingerprint, get_settings,
-    is_dir, join, list_dirs, list_files, map_items, one_line, progress, read_bytes, read_ranges, write_bytes)
+    is_dir, join, list_dirs, list_files, map_items, one_line, progress, read_bytes, write_bytes)
 
 # %% ../nbs/03b_labels.ipynb #bf5d47d0
 def _polygon_edges(areas:np.ndarray, owner:np.ndarray): # starts (n,2), ends (n,2), owner (n,), weight (n,): 1 or -1
@@ -580,16 +581,8 @@ def _note(schema:pa.Schema, path)->dict:
 
 def labels_meta(path:str|Path)->dict: # schema, schema_hash, classes, measures, cell, fingerprint, attribution, data_timestamp (of the OSM data, or None)
     "Read what a file of labels says of itself, from its last bytes"
-    size, tail = file_info(path).size, 2**16
-    try:
-        for _ in range(2):
-            end = read_ranges(path, [(max(0,size-tail), min(size,tail))])[0]
-            tail = int.from_bytes(end[-8:-4], 'little')+8
-            if tail<=len(end) or tail>size: break
-        return _note(pq.read_schema(pa.BufferReader(end)), path)
-    except (pa.ArrowException, OSError) as e:
-        if isinstance(e, ImagesimError): raise
-        raise CorruptError(f'{path}: not a Parquet file ({one_line(e)}); delete it and label again') from None
+    try: return _note(parquet_schema(path), path)
+    except CorruptError as e: raise e if 'label again' in str(e) else CorruptError(f'{e}; delete it and label again') from None
 
 # %% ../nbs/03b_labels.ipynb #dfb6b9ed
 def _files_of(path, zone, cells)->list[str]:

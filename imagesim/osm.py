@@ -11,7 +11,6 @@ __all__ = ['FAILED_FILE', 'ASK_FIRST', 'DENSE_MB', 'COUNTRY_MB', 'COUNTRY_S', 'D
 import os, re, shutil
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +19,8 @@ from urllib.parse import urlsplit
 import pandas as pd
 from fastcore.basics import patch
 
-from .ard import APRON_M, ARD_LEVEL, Cell
-from .element import osm_path, osm_state, read_elements, tag_counters, write_osm
+from .ard import ARD_LEVEL, Cell
+from .element import osm_path, osm_state, read_elements, tag_counters, utc_now, write_osm
 from .extract import CellCandidates, extract_cells
 from .feature import cell_elements
 from .infra import (CorruptError, ImagesimError, InputError, MissingError, SettingsError, Skip, StorageError, Summary, exists, file_info, fingerprint, get_settings,
@@ -99,10 +98,9 @@ def cell_state(
 # %% ../nbs/01_osm.ipynb #2b5b5392
 def _note_failure(cell:Cell, osm_root:str, source:str, error:Exception):
     "Write down why a cell failed, and how often it did"
-    note = dict(quadkey=cell.quadkey, source=source, reason=one_line(error), attempts=cell_state(cell, osm_root).attempts+1, at=_now())
+    note = dict(quadkey=cell.quadkey, source=source, reason=one_line(error), attempts=cell_state(cell, osm_root).attempts+1, at=utc_now())
     write_json(join(osm_path(osm_root, cell).rpartition('/')[0], FAILED_FILE), note)
 
-def _now()->str: return datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
 
 # %% ../nbs/01_osm.ipynb #9d7c535e
 def osm_status(
@@ -203,7 +201,7 @@ def check_fair(
 def _keep(cell:Cell, osm_root:str, candidates:dict, meta:dict)->tuple[Counter,Counter,Counter]: # Tags of nodes, ways, relations
     "Choose what belongs to the cell, write it, and count its tags"
     path, elements = osm_path(osm_root, cell), cell_elements(candidates, cell)
-    write_osm(path, cell, elements, dict(fetched_at=_now(), margin_m=APRON_M) | meta)
+    write_osm(path, cell, elements, meta)
     remove_file(join(path.rpartition('/')[0], FAILED_FILE))
     return tag_counters(elements)
 

@@ -23,7 +23,7 @@ from PIL import Image
 from shapely import Polygon, box
 
 from .ard import APRON_M, ARD_LEVEL, CELL_M, CHIP_LEVEL, CHIP_PX, GSD_M, TILE_PX, Cell, Chip, reproject, tile_path
-from .infra import CorruptError, one_line, safe_relative, InputError, atomic_path, exists, file_info, is_remote, join, progress, read_json, write_json
+from .infra import CorruptError, one_line, safe_relative, InputError, atomic_path, exists, is_remote, join, progress, read_json, write_json
 from .land import CLASS_OF, Landscape, pieces
 from .paint import COARSE, MARGIN, Acquisition, Scene
 

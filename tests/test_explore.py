@@ -135,7 +135,7 @@ def test_wrong_tables_say_so(data, error, says):
 
 def test_wrong_files_say_so(tmp_path):
     for name,text in (('bad.parquet','hello, hello, hello'), ('labels.txt','x')): (tmp_path/name).write_text(text)
-    with pytest.raises(CorruptError, match='bad.parquet: not readable as labels'): count_labels(tmp_path/'bad.parquet')
+    with pytest.raises(CorruptError, match='bad.parquet: not a Parquet file'): count_labels(tmp_path/'bad.parquet')
     with pytest.raises(InputError, match='read from .parquet and .csv'): count_labels(tmp_path/'labels.txt')
     (tmp_path/'empty').mkdir()
     with pytest.raises(MissingError, match='write labels with'): count_labels(tmp_path/'empty')
