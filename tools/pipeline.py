@@ -48,11 +48,11 @@ pos=[(1536,1024),(2560,1792),(1024,2048),(512,2048),(2048,512),(1536,2560)]
 for k,(x,y) in enumerate(pos): img(284+(k%3)*69,94+(k//3)*65,62,uri(chip(a0,x,y),160))
 box(270,274,230,150,'Labels',['13 classes a place:','present, absent or unmapped;','explore and choose','what to train on'],'04_explore · 04a_dataset', planned=False)
 # column 3
-box(550,24,230,120,'Network',['multilabel ResNet50,','trained on those labels'],'05_model · 06_train')
-box(550,164,230,120,'Embeddings',['one vector a chip,','pixels → 128 numbers'],'07_encode')
-box(550,304,230,120,'Similarity schema',['encoder, vectors, index','and its measured recall'],'08_search')
+box(550,24,230,120,'Network',['multilabel ResNet50,','trained on those labels'],'05_model · 06_train', planned=False)
+box(550,164,230,120,'Embeddings',['one vector a chip,','pixels → 128 numbers'],'07_encode', planned=False)
+box(550,304,230,120,'Similarity schema',['encoder, vectors, index','and its measured recall'],'08_search', planned=False)
 # column 4
-box(830,24,270,172,'Where else?',['it looks like this'],'08_search')
+box(830,24,270,172,'Where else?',['it looks like this'],'08_search', planned=False)
 for k,(x,y) in enumerate([(1536,1024),(3180,1500),(1560,3480),(1900,1230)]):
     img(842+k*64,78,58,uri(chip(a1,x,y),150))
     o.append(f'<rect x="{842+k*64}" y="78" width="58" height="58" fill="none" stroke="{"#e4572e" if k==0 else "#2f6f8f"}" stroke-width="{3 if k==0 else 1}"/>')
