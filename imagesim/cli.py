@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'ArdPath', 'Proc', 'Zone', 'osm_app', 'OsmRoot', 'labels_app', 'SchemaFile', 'LabelsOut', 'dataset_app',
-           'DatasetName', 'Datasets', 'DEMO_NEXT', 'main', 'report', 'init', 'Finding', 'check_packages', 'check_gdal',
-           'check_machine', 'check_data', 'check_bucket', 'doctor', 'sync_', 'tiles', 'osm', 'status', 'chip', 'nodata',
-           'build', 'why', 'stats', 'make', 'list_', 'show', 'diff', 'verify', 'push', 'pull', 'synth', 'demo']
+           'DatasetName', 'Datasets', 'Runs', 'RunName', 'Chips', 'Embeddings', 'schema_app', 'SchemaName', 'Schemas',
+           'CollectionName', 'Bar', 'Quick', 'DEMO_NEXT', 'main', 'report', 'init', 'Finding', 'check_packages',
+           'check_gdal', 'check_machine', 'check_data', 'check_bucket', 'doctor', 'sync_', 'tiles', 'osm', 'status',
+           'chip', 'nodata', 'build', 'why', 'stats', 'make', 'list_', 'show', 'diff', 'verify', 'push', 'pull',
+           'train', 'evaluate', 'runs', 'encode', 'build_schema', 'apply_schema', 'list_schemas', 'show_schema',
+           'verify_schema', 'push_schema', 'pull_schema', 'search', 'synth', 'demo']
 
 # %% ../nbs/11_cli.ipynb #28dc701b
 import math, os, platform, re, shutil, subprocess, sys, time
@@ -427,6 +430,216 @@ def pull(name:DatasetName, source:Annotated[Optional[str], typer.Option('--from'
     from imagesim.dataset import pull_dataset
     print(pull_dataset(name, source=_home(source), out=_home(out)))
 
+# %% ../nbs/11_cli.ipynb #4216e6a4
+Runs = Annotated[Optional[str], typer.Option('--out', help='Folder of all runs.  [default: DATA_ROOT/models]', show_default=False)]
+RunName = Annotated[str, typer.Argument(help='Name of the run, or its folder.', show_default=False)]
+Chips = Annotated[Optional[str], typer.Option('--chips', help='Folder of chips, with their index.  [default: DATA_ROOT/chips]', show_default=False)]
+
+def _set_options(items:list[str]|None)->dict:
+    "Read NAME=VALUE options; numbers, true, false and none are what they look like"
+    out = {}
+    for item in items or []:
+        k, eq, v = item.partition('=')
+        if not k or not eq: raise InputError(f'--set {item!r}: write it as --set lr=0.001')
+        if k in out: raise InputError(f'--set names {k} twice; give it once')
+        word = dict(true=True, false=False, none=None)
+        if v.lower() in word: out[k] = word[v.lower()]; continue
+        for kind in (int, float, str):
+            try: out[k] = kind(v); break
+            except ValueError: pass
+    return out
+
+# %% ../nbs/11_cli.ipynb #3cca6b19
+@app.command()
+def train(
+    dataset:Annotated[str, typer.Argument(help='Name of a dataset, name/version, or the folder of a version.', show_default=False)],
+    run:Annotated[str, typer.Option('--run', help='Name of the run.', show_default=False)],
+    backbone:Annotated[str, typer.Option(help='resnet50, resnet18, resnet34, resnet101, mobilenet_v2 or squeezenet1_0.')]='resnet50',
+    weights:Annotated[str, typer.Option(help="'imagenet' (downloaded once), a .safetensors or .pth file, or 'none' for random ones.")]='imagenet',
+    loss:Annotated[Optional[str], typer.Option(help="'bce' or 'asymmetric', with or without '+contrastive'.", show_default=False)]=None,
+    epochs:Annotated[Optional[int], typer.Option(min=1, help='Passes over the training chips.', show_default=False)]=None,
+    size:Annotated[Optional[int], typer.Option(min=32, max=1024, help='Side that chips are scaled to, pixels.', show_default=False)]=None,
+    batch_size:Annotated[Optional[int], typer.Option('--batch-size', min=2, help='Chips in a step, on each device.', show_default=False)]=None,
+    seed:Annotated[int, typer.Option(min=0, help='Another number, other random draws.')]=0,
+    more:Annotated[Optional[list[str]], typer.Option('--set', help='Any other setting, NAME=VALUE; repeated.', show_default=False)]=None,
+    chips:Chips=None,
+    ard:Annotated[Optional[str], typer.Option('--ard-path', help='The delivery, for virtual chips that have moved.', show_default=False)]=None,
+    datasets:Annotated[Optional[str], typer.Option(help='Folder of the datasets.  [default: DATA_ROOT/datasets]', show_default=False)]=None,
+    out:Runs=None,
+    devices:Annotated[str, typer.Option(help="'auto' (all GPUs, else the CPU), 'cpu', or how many.")]='auto',
+    workers:Annotated[Optional[int], typer.Option(min=0, help='Processes that read chips, for each device.', show_default=False)]=None):
+    "Train a multilabel network on a dataset. Call it again to go on after an interruption."
+    from imagesim.train import train as train_
+    given = {k:v for k,v in dict(loss=loss, epochs=epochs, size=size, batch_size=batch_size).items() if v is not None}
+    if twice := sorted(given.keys() & (rest := _set_options(more)).keys()): raise InputError(f'{twice[0]} is given twice, as an option and by --set')
+    done = train_(dataset, run, chips=_home(chips), ard=_home(ard), out=_home(out), datasets=_home(datasets), devices=int(devices) if devices.isdecimal() else devices, workers=workers,
+                  backbone=backbone, weights=None if weights.lower()=='none' else _home(weights), seed=seed, **given, **rest)
+    print(done)
+    raise typer.Exit(done.exit_code)
+
+# %% ../nbs/11_cli.ipynb #17fd585c
+@app.command()
+def evaluate(
+    run:RunName, split:Annotated[str, typer.Option(help='Split to measure on.')]='test',
+    dataset:Annotated[Optional[str], typer.Option(help='Another dataset with the same classes.  [default: that of the run]', show_default=False)]=None,
+    chips:Chips=None, tta:Annotated[bool, typer.Option('--tta', help='Average over eight poses of each chip.')]=False, out:Runs=None):
+    "Measure a finished run on a split of its dataset, or of another."
+    from imagesim.metrics import class_table
+    from imagesim.train import evaluate as evaluate_
+    m = evaluate_(_home(run), split, tta, dataset=_home(dataset), chips=_home(chips), out=_home(out))
+    print(class_table(m).to_string(index=False, float_format='{:.3f}'.format), *m['notes'], sep='\n')
+    print(f"\n{split}: mAP {m['map_macro']:.3f} macro, {m['map_micro']:.3f} micro; F1 by samples {m['f1_samples']:.3f} at {m['threshold']}; {m['rows_judged']:,} chips")
+    for chip,why in m['unreadable'].items(): print(f'  unreadable {chip}: {why}')
+    raise typer.Exit(int(bool(m['unreadable'])))
+
+@app.command()
+def runs(out:Runs=None):
+    "List the training runs and their scores."
+    from imagesim.train import list_runs
+    t = list_runs(_home(out))
+    print(t.to_string(index=False) if len(t) else 'no run yet: imagesim train DATASET --run NAME')
+
+# %% ../nbs/11_cli.ipynb #f122450d
+Embeddings = Annotated[Optional[str], typer.Option('--embeddings', help='Folder of all embeddings.  [default: DATA_ROOT/embeddings]', show_default=False)]
+
+def _encoder(encoder:str|None, backbone:str|None, weights:str|None):
+    "The encoder that was named: a run, a bundle, or a plain backbone with weights from a file"
+    if backbone and weights and not encoder: return dict(backbone=backbone, weights=_home(weights))
+    if not encoder or backbone or weights: raise InputError('name a run or the folder of a bundle; or, for a plain backbone, --backbone and --weights')
+    folder, run = _home(encoder), join(Layout().models, encoder)
+    return folder if is_remote(folder) or '/' in folder or exists(folder) else run
+
+# %% ../nbs/11_cli.ipynb #9aaafec6
+@app.command()
+def encode(
+    encoder:Annotated[Optional[str], typer.Argument(help='A finished run, or the folder of an encoder bundle.', show_default=False)]=None,
+    backbone:Annotated[Optional[str], typer.Option(help='Instead: a plain backbone of torchvision …', show_default=False)]=None,
+    weights:Annotated[Optional[str], typer.Option(help='… with its weights from this file.', show_default=False)]=None,
+    chips:Chips=None, ard:Annotated[Optional[str], typer.Option('--ard-path', help='The delivery, for virtual chips that have moved.', show_default=False)]=None,
+    out:Embeddings=None, zone:Zone=None,
+    valid:Annotated[float, typer.Option(min=0, max=1, help='Leave out chips of which less was seen, a share.')]=0.,
+    clear:Annotated[float, typer.Option(min=0, max=1, help='Leave out chips of which less is without clouds.')]=0.,
+    batch_size:Annotated[Optional[int], typer.Option('--batch-size', min=1, help='Chips at once.', show_default=False)]=None,
+    workers:Annotated[Optional[int], typer.Option(min=0, help='Processes that read and decode.', show_default=False)]=None,
+    device:Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', …")]='auto',
+    precision:Annotated[str, typer.Option(help="'auto', 'float32', 'bfloat16' or 'float16'.")]='auto',
+    shard:Annotated[str, typer.Option(help='For several GPUs: 0/4, 1/4, … take a share of the tiles each.')]='0/1',
+    overwrite:Annotated[bool, typer.Option('--overwrite', help='Encode again what is done.')]=False):
+    "Turn every chip into a vector, one file a cell and acquisition. Call it again to resume, or when dates arrive."
+    from imagesim.encode import encode as encode_
+    if not (part := re.fullmatch(r'(\d{1,4})/(\d{1,4})', shard)) or not int(part[1])<int(part[2]): raise InputError(f'--shard {shard!r}: write it as 0/4, the number of this process and how many there are')
+    raise typer.Exit(report(encode_(_encoder(encoder, backbone, weights), _home(chips), _home(out), _home(ard), valid, clear, zone=zone, batch_size=batch_size, workers=workers,
+                                    device=device, precision=precision, shard=(int(part[1]), int(part[2])), overwrite=overwrite)))
+
+# %% ../nbs/11_cli.ipynb #faa38d6f
+schema_app = typer.Typer(help='Build, apply, list, show, check and share similarity schemas.', no_args_is_help=True)
+app.add_typer(schema_app, name='schema')
+
+SchemaName = Annotated[str, typer.Argument(help='Name of the similarity schema, or its folder.', show_default=False)]
+Schemas = Annotated[Optional[str], typer.Option('--root', help='Folder of all schemas.  [default: DATA_ROOT/schemas]', show_default=False)]
+CollectionName = Annotated[str, typer.Option(help='Name of the collection.')]
+Bar = Annotated[Optional[float], typer.Option(min=0, max=1, help='Recall@10 below which search stays exact.  [default: 0.95]', show_default=False)]
+Quick = Annotated[Optional[bool], typer.Option('--quick/--exact', help='Make an approximate index, or none.  [default: by the number of chips]', show_default=False)]
+
+def _schema(name:str, root:str|None=None)->str:
+    "Where the schema that was named is"
+    path = _home(name)
+    return path if is_remote(path) or '/' in path else join(_home(root) or Layout().schemas, path)
+
+# %% ../nbs/11_cli.ipynb #6fb0d35c
+@schema_app.command(name='build')
+def build_schema(
+    name:Annotated[str, typer.Argument(help='Name of the similarity schema.', show_default=False)],
+    encoder:Annotated[Optional[str], typer.Option(help='A finished run, or the folder of an encoder bundle.', show_default=False)]=None,
+    backbone:Annotated[Optional[str], typer.Option(help='Instead: a plain backbone of torchvision …', show_default=False)]=None,
+    weights:Annotated[Optional[str], typer.Option(help='… with its weights from this file.', show_default=False)]=None,
+    embeddings:Annotated[Optional[str], typer.Option(help='Folder of vectors that `encode` wrote.  [default: those of this encoder]', show_default=False)]=None,
+    collection:CollectionName='main', quick:Quick=None, bar:Bar=None, root:Schemas=None):
+    "Make a similarity schema of an encoder and its embeddings, or bring it up to date."
+    from imagesim.similarity import build_schema as build_
+    raise typer.Exit(report(build_(name, _encoder(encoder, backbone, weights), _home(embeddings), _home(root), collection, quick, bar)))
+
+@schema_app.command(name='apply')
+def apply_schema(
+    name:SchemaName, ard:Annotated[Optional[str], typer.Option('--ard-path', help='Index the chips of this delivery first, without writing them.', show_default=False)]=None,
+    chips:Chips=None, collection:CollectionName='main', embeddings:Embeddings=None, quick:Quick=None, bar:Bar=None, proc:Proc=None,
+    device:Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', …")]='auto', root:Schemas=None):
+    "Take a schema to a body of ARD imagery: index its chips, encode them, add them. Call it again to resume."
+    from imagesim.similarity import apply_schema as apply_
+    raise typer.Exit(report(apply_(_schema(name, root), _home(chips), collection, _home(ard), _home(embeddings), proc, quick, bar, device=device)))
+
+# %% ../nbs/11_cli.ipynb #938d4afd
+@schema_app.command(name='list')
+def list_schemas(root:Schemas=None):
+    "List the similarity schemas and their collections."
+    from imagesim.similarity import list_schemas as list_
+    t = list_(_home(root))
+    print(t.to_string(index=False) if len(t) else 'no schema yet: imagesim schema build NAME --encoder RUN')
+
+@schema_app.command(name='show')
+def show_schema(name:SchemaName, root:Schemas=None):
+    "Tell all about a schema: encoder, counts, generations, the recall card."
+    from imagesim.similarity import show_schema as show_
+    print(show_(_schema(name, root)).to_string())
+
+@schema_app.command(name='verify')
+def verify_schema(name:SchemaName, root:Schemas=None):
+    "Read a schema again and compare it with its hashes and counts; exit code 1 where something is wrong."
+    from imagesim.similarity import verify_schema as verify_
+    raise typer.Exit(report(verify_(_schema(name, root))))
+
+# %% ../nbs/11_cli.ipynb #03824d44
+@schema_app.command(name='push')
+def push_schema(name:SchemaName, to:Annotated[Optional[str], typer.Option(help='Folder of schemas to copy to.  [default: schemas in the bucket]', show_default=False)]=None, root:Schemas=None):
+    "Copy a schema to the bucket; only what is missing there is copied."
+    from imagesim.similarity import push_schema as push_
+    raise typer.Exit(report(push_(_schema(name, root), _home(to))))
+
+@schema_app.command(name='pull')
+def pull_schema(name:Annotated[str, typer.Argument(help='Name in the bucket, or s3://…/schemas/NAME, or a folder.', show_default=False)], root:Schemas=None):
+    "Fetch a schema, or what is new of it, and check it."
+    from imagesim.similarity import pull_schema as pull_
+    raise typer.Exit(report(pull_(_home(name), _home(root))))
+
+# %% ../nbs/11_cli.ipynb #0698132d
+def _position(text:str)->tuple[float,float]: # Longitude, latitude
+    "Read LON,LAT"
+    try: lon, lat = map(float, text.split(','))
+    except ValueError: raise InputError(f'{text!r} is no position; write LON,LAT in degrees, such as 15.01,51.15') from None
+    return lon, lat
+
+def _example(text:str):
+    "A position, a chip, or the path of a picture"
+    if re.fullmatch(r'\s*-?[\d.]+\s*,\s*-?[\d.]+\s*', text): return _position(text)
+    return text if re.match(r'Z\d\d-[0-3]+_', text) else _home(text)
+
+# %% ../nbs/11_cli.ipynb #5117d493
+@app.command()
+def search(
+    schema:Annotated[str, typer.Option(help='Name of a similarity schema, or its folder.', show_default=False)],
+    chip:Annotated[Optional[str], typer.Option(help='A chip: what else looks like it?', show_default=False)]=None,
+    lonlat:Annotated[Optional[str], typer.Option(help='A position, LON,LAT: the chip that lies there.', show_default=False)]=None,
+    date:Annotated[Optional[str], typer.Option(help='With --lonlat: the acquisition nearest to this day.', show_default=False)]=None,
+    image:Annotated[Optional[str], typer.Option(help='A picture file.', show_default=False)]=None,
+    like:Annotated[Optional[list[str]], typer.Option(help='An example (chip, LON,LAT or picture); repeated.', show_default=False)]=None,
+    unlike:Annotated[Optional[list[str]], typer.Option(help='An example of what is not wanted; repeated.', show_default=False)]=None,
+    classes:Annotated[Optional[str], typer.Option(help="What is to be seen: 'forest and water, no major_road'.", show_default=False)]=None,
+    k:Annotated[int, typer.Option('-k', min=1, max=100_000, help='Results, at most.')]=20,
+    where:Annotated[Optional[str], typer.Option(help="Filters: 'off_nadir<25 and date>=2019-01-01 and forest>=0.5'.", show_default=False)]=None,
+    one_a_place:Annotated[bool, typer.Option('--one-a-place', help='Only the best date of each place.')]=False,
+    other_place:Annotated[bool, typer.Option('--other-place', help='Not the place of the query itself.')]=False,
+    collection:Annotated[Optional[str], typer.Option(help='Which collection, where there are several.', show_default=False)]=None,
+    out:Annotated[Optional[str], typer.Option(help='Write the results here, as GeoJSON.', show_default=False)]=None,
+    sheet:Annotated[Optional[str], typer.Option(help='Write a contact sheet here, .png or .jpg.', show_default=False)]=None,
+    chips:Chips=None, ard:Annotated[Optional[str], typer.Option('--ard-path', help='The delivery, for virtual chips that have moved.', show_default=False)]=None):
+    "Find the chips that look most like a chip, a place, a picture, examples, or a set of classes."
+    from imagesim.search import search as search_
+    given = dict(chip=chip, lonlat=_position(lonlat) if lonlat else None, date=date, image=_home(image), classes=classes, like=[_example(o) for o in like or []], unlike=[_example(o) for o in unlike or []])
+    found = search_(_schema(schema), collection, chips=_home(chips), ard=_home(ard), out=_home(out), sheet=_home(sheet), k=k, where=where, one_a_place=one_a_place, other_place=other_place,
+                    **{n:v for n,v in given.items() if v not in (None, [])})
+    print(found.drop(columns='geometry').to_string(index=False))
+    for path in filter(None, (out, sheet)): print(f'written to {path}')
+
 # %% ../nbs/11_cli.ipynb #a6697647
 @app.command()
 def synth(
@@ -495,36 +708,73 @@ def _demo_labels(layout:Layout)->int:
     run = label_places(layout.ard, 'land13', out=layout.labels, proc=1)
     _step(7, 'Labels: present, absent or unmapped, 13 classes at every place', *str(run).splitlines())
     visualize_label_dist(join(layout.labels, 'land13')).savefig(join(layout.root, 'labels.png'), dpi=110, bbox_inches='tight')
-    ds = make_dataset('demo', layout.chips, layout.labels, tiles=layout.tiles, out=layout.datasets, newer='keep')
+    ds = make_dataset('demo', layout.chips, layout.labels, tiles=layout.tiles, out=layout.datasets, newer='keep', block_level=16, split=dict(train=.7, val=.15, test=.15))
     _step(8, 'A dataset: chips with labels, split by blocks of ground', *str(ds).splitlines(), f'in {ds.path}')
     return run.exit_code
+
+# %% ../nbs/11_cli.ipynb #f8ffe2d2
+def _demo_train(layout:Layout, epochs:int)->int:
+    "Train a small network from nothing"
+    from imagesim.train import train
+    run = train('demo', 'demo', chips=layout.chips, ard=layout.ard, out=layout.models, datasets=layout.datasets, backbone='tinynet', weights=None, head='conv', size=96, loss='bce+contrastive',
+                batch_size=16, epochs=epochs, lr=.004, dropout=.1, augment=.5, class_weights=0, patience=0, devices='cpu', workers=0)
+    _step(9, 'A small network, trained from nothing', *str(run).splitlines(), f'all about it in {run.path}')
+    return run.exit_code
+
+def _demo_question(layout:Layout, chips:list[str])->str: # A chip
+    "Choose what to look for: the chip with most of a kind of ground that no label taught"
+    import pandas as pd
+    truth = pd.read_parquet(join(layout.root, 'truth', 'places.parquet'))
+    truth = truth[truth.chip.isin(chips)]
+    kind = max(('solar_farm','quarry','water'), key=lambda c: (truth[c]>.2).sum()>2)
+    return truth.sort_values(kind).chip.iloc[-1]
+
+# %% ../nbs/11_cli.ipynb #40f63316
+def _demo_search(layout:Layout)->int:
+    "Encode the chips, build a similarity schema, and ask it where else it looks like one of them"
+    from imagesim.encode import encode
+    from imagesim.search import Searcher
+    from imagesim.similarity import build_schema
+    run = join(layout.models, 'demo')
+    coded = encode(run, layout.chips, layout.embeddings, layout.ard, workers=0, device='cpu')
+    _step(10, 'Embeddings: a vector a chip', *str(coded).splitlines())
+    built = build_schema('demo', run, join(layout.embeddings, 'demo'), layout.schemas)
+    ask = Searcher(join(layout.schemas, 'demo'), chips=layout.chips, ard=layout.ard)
+    chip = _demo_question(layout, ask.collection.rows['chip'].to_pylist())
+    found = ask.search(chip, k=13, other_place=True, one_a_place=True)
+    ask.contact_sheet(found, join(layout.root, 'search.jpg'))
+    _step(11, 'A similarity schema, and an answer', *str(built).splitlines(), f'like {chip}:', *found[['chip','score','date']].head(3).to_string(index=False).splitlines(), f'all {len(found)} in {layout.root}/search.jpg')
+    return max(coded.exit_code, built.exit_code)
 
 # %% ../nbs/11_cli.ipynb #b12abb91
 @app.command()
 def demo(root:Annotated[str, typer.Option(help='Folder to work in.')]='demo',
-         size:Annotated[int, typer.Option(min=2, max=32, help='Painted area, in chips a side.')]=8):
+         size:Annotated[int, typer.Option(min=4, max=32, help='Painted area, in chips a side.')]=12,
+         epochs:Annotated[int, typer.Option(min=1, help='Passes over the training chips.')]=30):
     "Run the main job on a synthetic delivery: no network, no credentials, no data needed."
     start, layout = time.perf_counter(), Layout(_home(root))
     if is_remote(layout.root): raise InputError(f'{root}: the demo works on a local disk')
     if exists(layout.tiles) and not exists(join(layout.root, 'delivery.json')): raise InputError(f'{root} holds work of your own; give the demo a folder of its own with --root')
     init_layout(layout.root)
-    codes = [_demo_delivery(layout, size), _demo_osm(layout), _demo_chips(layout), _demo_labels(layout)]
+    codes = [_demo_delivery(layout, size), _demo_osm(layout), _demo_chips(layout), _demo_labels(layout), _demo_train(layout, epochs), _demo_search(layout)]
     print(DEMO_NEXT.format(root=layout.root, seconds=time.perf_counter()-start))
     raise typer.Exit(max(codes))
 
 # %% ../nbs/11_cli.ipynb #77797ca4
 DEMO_NEXT = """
 Done in {seconds:.0f} s. What there is to see:
-    {root}/chips.jpg    some of the chips
-    {root}/labels.png   which classes there are, and how often
-    {root}/ard/         the delivery; its tiles open in QGIS
-    {root}/datasets/    what a network would be trained on
-    {root}/truth/       what is really there
+    {root}/search.jpg        where else it looks like one chip
+    {root}/chips.jpg         some of the chips
+    {root}/labels.png        which classes there are, and how often
+    {root}/models/demo/      the run: its model card, scores and figures
+    {root}/ard/              the delivery; its tiles open in QGIS
+    {root}/truth/            what is really there
 What to try next:
-    .venv/bin/imagesim osm status --ard-path {root}/ard
-    .venv/bin/imagesim labels why --ard-path {root}/ard
-    .venv/bin/imagesim dataset show demo --out {root}/datasets
-    .venv/bin/jupyter lab nbs    the notebooks, from 00_infra on"""
+    export IMAGESIM_DATA_ROOT={root} PATH=.venv/bin:$PATH
+    imagesim search --schema demo --classes 'forest and water, no major_road' --sheet forest.jpg
+    imagesim evaluate demo --tta
+    imagesim labels why
+    jupyter lab nbs    # the notebooks, from 00_infra on"""
 
 # %% ../nbs/11_cli.ipynb #60095ffd
 #| eval: false

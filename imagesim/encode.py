@@ -22,7 +22,7 @@ from .ard import CHIP_LEVEL, GRID_M, Cell, parse_chip
 from .bundle import Encoder, load_encoder
 from .compress import neighbours
 from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, Outcome, StorageError, Summary, exists, file_info, fingerprint,
-    is_dir, is_remote, join, list_files, one_line, progress, read_bytes, read_ranges, write_bytes)
+    is_dir, is_remote, join, keep_memory, list_files, one_line, progress, read_bytes, read_ranges, write_bytes)
 from .loader import decode_chip, default_workers
 from .read import ChipStore, read_chip_index, split_zone
 
@@ -589,6 +589,7 @@ def encode(
     work = _Work(enc, sorted({*enc.credits, *([credits] if isinstance(credits, str) else credits)}))
     todo, clock, gpu = _undone(tiles, enc, overwrite, work), _Clock(enc.device), enc.device.type=='cuda'
     batch_size = batch_size or (256 if gpu else 32)
+    if not gpu: keep_memory()
     with progress(total=sum(t.chips for t in todo), desc='encode', unit='chip') as bar:
         try: _run_tiles(todo, store, enc, choice, batch_size, (default_workers() if workers is None else workers) if todo else 0, work, clock, bar)
         except torch.OutOfMemoryError: raise InputError(f'a batch of {batch_size} chips does not fit into the memory of {enc.device}; pass a smaller batch_size. What is done stays done') from None

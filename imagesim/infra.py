@@ -9,10 +9,10 @@ __all__ = ['LAYOUT', 'KINDS', 'MACHINES', 'ImagesimError', 'InputError', 'Settin
            'storage_errors', 'FileInfo', 'file_info', 'exists', 'is_dir', 'list_files', 'list_dirs', 'atomic_path',
            'write_bytes', 'write_json', 'remove_file', 'read_bytes', 'read_json', 'merge_ranges', 'read_ranges',
            'fingerprint', 'Outcome', 'Skip', 'Summary', 'plural', 'progress', 'map_items', 'kind_suffixes',
-           'safe_relative', 'copy_file', 'sync', 'Machine']
+           'safe_relative', 'copy_file', 'sync', 'keep_memory', 'Machine']
 
 # %% ../nbs/00_infra.ipynb #52ff7cf1
-import contextlib, fcntl, hashlib, multiprocessing as mp, os, re, shutil, signal, tempfile, threading, time, traceback, uuid
+import contextlib, ctypes, fcntl, hashlib, multiprocessing as mp, os, re, shutil, signal, tempfile, threading, time, traceback, uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -726,6 +726,14 @@ def sync(
     out = map_items(_sync_one, jobs, proc=proc, threads=True, desc='sync', unit='file', key=lambda j: j.rel, weight=lambda j: j.src.size)
     out.extra = dict(MB=round(sum(out.values)/1e6, 1))
     return out
+
+# %% ../nbs/00_infra.ipynb #5a5e1219
+def keep_memory()->bool: # False on a system without glibc, where nothing is done
+    "Tell the allocator to keep freed memory for the next use; the process stays as large as it once was"
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        return all([libc.mallopt(what, value) for what,value in ((-4,0), (-1,-1), (-2,2**28))]) # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+    except (OSError, AttributeError): return False
 
 # %% ../nbs/00_infra.ipynb #7de4ea67
 @dataclass(frozen=True)

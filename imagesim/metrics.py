@@ -246,20 +246,20 @@ def choose_thresholds(
     classes=None, # Names, for the notes
     default:float=DEFAULT_THRESHOLD, # Kept where there are too few positives
     least:int=10 # So many positives, and as many negatives, must there be
-)->tuple[np.ndarray,list[str]]: # (classes,) thresholds; a note for each class that kept the default
+)->tuple[np.ndarray,list[str]]: # (classes,) thresholds; a note on the classes that kept the default
     "Choose the threshold of the highest F1 for each class"
     p, y, m = check_scores(probs, labels, mask)
-    out, notes = np.full(p.shape[1], float(default)), []
+    out, few = np.full(p.shape[1], float(default)), []
     for j,name in enumerate(_names(classes, p)):
         r = ranking(p[m[:,j],j], y[m[:,j],j])
         n, rest = (int(r.right[-1]), int(r.taken[-1]-r.right[-1])) if len(r.right) else (0,0)
         if min(n, rest)<least:
-            notes.append(f"{name}: {n:,} positives and {rest:,} negatives, fewer than {least} of {'the one' if n<least else 'the other'}; its threshold stays {default:g}")
+            few.append(f'{name} ({n:,} and {rest:,})')
             continue
         i = int(np.argmax(2*r.right/(r.taken+n)))
         middle = (r.score[i]+(r.score[i+1] if i+1<len(r.score) else 0))/2
         out[j] = middle if i+1==len(r.score) or middle>r.score[i+1] else r.score[i]
-    return out, notes
+    return out, [f'the threshold stays {default:g} where there are fewer than {least} positives or negatives: {", ".join(few)}'] if few else []
 
 # %% ../nbs/06b_metrics.ipynb #b00ebb2e
 def _logit(p)->np.ndarray:

@@ -9,12 +9,12 @@ def one_error_line(p): return p.returncode==2 and len(p.stderr.strip().splitline
 def test_help_names_every_command(imagesim):
     p = imagesim('--help')
     assert p.returncode==0
-    for name in 'init', 'doctor', 'sync', 'tiles', 'osm', 'chip', 'nodata', 'labels', 'dataset', 'synth', 'demo':
+    for name in 'init', 'doctor', 'sync', 'tiles', 'osm', 'chip', 'nodata', 'labels', 'dataset', 'train', 'evaluate', 'runs', 'encode', 'schema', 'search', 'synth', 'demo':
         assert re.search(rf'^  {name}\s+\w', p.stdout, re.M)
         h = imagesim(name, '--help')
         assert h.returncode==0 and 'Usage: imagesim' in h.stdout and not re.search(r'\bTODO\b|None]', h.stdout)
 
-@pytest.mark.parametrize('group,names', [('osm',['status']), ('labels',['build','why','stats']), ('dataset',['make','list','show','diff','verify','push','pull'])])
+@pytest.mark.parametrize('group,names', [('osm',['status']), ('labels',['build','why','stats']), ('dataset',['make','list','show','diff','verify','push','pull']), ('schema',['build','apply','list','show','verify','push','pull'])])
 def test_help_names_every_command_of_a_group(imagesim, group, names):
     p = imagesim(group, '--help')
     assert p.returncode==0
@@ -79,14 +79,26 @@ def test_tiles_of_the_real_tile(imagesim, shared, tmp_path):
     assert p.returncode==0 and 'Z45-031331122210_A0A0000000000001' in p.stdout and (tmp_path/'tiles.parquet').stat().st_size>1000
 
 def test_demo_runs_and_finds_itself_done(imagesim, tmp_path):
-    p = imagesim('demo', '--root', 'demo', '--size', '4', timeout=280)
+    "and what it leaves can be asked by the commands"
+    demo = lambda: imagesim('demo', '--root', 'demo', '--size', '4', '--epochs', '1', timeout=280)
+    p = demo()
     assert p.returncode==0, p.stderr
-    made = lambda: {f:f.stat().st_mtime_ns for pattern in ('*-visual.tif','osm_data.json','labels/**/*.parquet','manifest.json') for f in (tmp_path/'demo').rglob(pattern)}
+    kinds = 'ard/**/*-visual.tif', 'osm_data.json', 'labels/**/*.parquet', 'manifest.json', 'models/**/weights.safetensors', 'embeddings/**/*.parquet', 'generations/*.json'
+    made = lambda: {f:f.stat().st_mtime_ns for pattern in kinds for f in (tmp_path/'demo').rglob(pattern)}
     before = made()
-    assert [f.name for f in before].count('osm_data.json')==1 and len(before)==5
-    assert (tmp_path/'demo/tiles.parquet').is_file() and (tmp_path/'demo/labels.png').stat().st_size>10_000
-    again = imagesim('demo', '--root', 'demo', '--size', '4', timeout=280)
+    assert [f.name for f in before].count('osm_data.json')==1 and len(before)==9
+    assert (tmp_path/'demo/tiles.parquet').is_file() and all((tmp_path/'demo'/n).stat().st_size>10_000 for n in ('labels.png','search.jpg'))
+    again = demo()
     assert again.returncode==0 and made()==before
+    env = dict(IMAGESIM_DATA_ROOT=str(tmp_path/'demo'))
+    for args,says in {('runs',):'finished', ('evaluate','demo','--split','train'):'train: mAP', ('schema','list'):'main', ('schema','show','demo'):'tinynet', ('schema','verify','demo'):' 0 failed',
+                      ('search','--schema','demo','--classes','water','-k','3','--out','r.geojson','--sheet','r.png'):'written to r.png', ('encode','demo'):'2 skipped'}.items():
+        p = imagesim(*args, env=env)
+        assert p.returncode==0 and says in p.stdout, (args, p.stdout, p.stderr)
+    assert len(json.loads((tmp_path/'r.geojson').read_text())['features'])==3 and (tmp_path/'r.png').stat().st_size>10_000
+    for args in (('search','--schema','demo'), ('search','--schema','demo','--lonlat','here'), ('search','--schema','nothing','--classes','water'), ('encode','nothing'), ('encode','demo','--shard','4'),
+                 ('train','nothing','--run','x'), ('train','demo','--run','../x'), ('train','demo','--run','x','--backbone','resnet51'), ('train','demo','--run','x','--set','lr'), ('evaluate','nothing'), ('schema','show','nothing')):
+        assert one_error_line(p := imagesim(*args, env=env)), (args, p.stderr)
 
 def test_from_the_map_to_a_dataset(imagesim, bucket, tmp_path):
     env = dict(IMAGESIM_DATA_ROOT=str(tmp_path/'data'), IMAGESIM_BUCKET=bucket)
