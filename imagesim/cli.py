@@ -580,7 +580,8 @@ def list_schemas(root:Schemas=None):
 def show_schema(name:SchemaName, root:Schemas=None):
     "Tell all about a schema: encoder, counts, generations, the recall card."
     from imagesim.similarity import show_schema as show_
-    print(show_(_schema(name, root)).to_string())
+    t = show_(_schema(name, root))
+    for c in t: print(f'collection {c}', *(f'  {k:24} {v}' for k,v in t[c].items()), sep='\n')
 
 @schema_app.command(name='verify')
 def verify_schema(name:SchemaName, root:Schemas=None):

@@ -91,7 +91,7 @@ def test_demo_runs_and_finds_itself_done(imagesim, tmp_path):
     again = demo()
     assert again.returncode==0 and made()==before
     env = dict(IMAGESIM_DATA_ROOT=str(tmp_path/'demo'))
-    for args,says in {('runs',):'finished', ('evaluate','demo','--split','train'):'train: mAP', ('schema','list'):'main', ('schema','show','demo'):'tinynet', ('schema','verify','demo'):' 0 failed',
+    for args,says in {('runs',):'finished', ('evaluate','demo','--split','train'):'train: mAP', ('schema','list'):'main', ('schema','show','demo'):'collection main', ('schema','verify','demo'):' 0 failed',
                       ('search','--schema','demo','--classes','water','-k','3','--out','r.geojson','--sheet','r.png'):'written to r.png', ('encode','demo'):'2 skipped'}.items():
         p = imagesim(*args, env=env)
         assert p.returncode==0 and says in p.stdout, (args, p.stdout, p.stderr)
