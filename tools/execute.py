@@ -1,6 +1,6 @@
-"""Run notebooks from a fresh kernel and save their outputs: `python tools/execute.py [nbs/00_infra.ipynb ...]`.
+"""Run notebooks from a fresh kernel and save their outputs: `python tools/execute.py [--slow] [nbs/00_infra.ipynb ...]`.
 
-Without arguments, every notebook is run. Afterwards they are cleaned and exported, so what is saved is what `make test` wants to see.
+Without names, every notebook is run; with --slow, its slow cells too. Afterwards they are cleaned and exported, so what is saved is what `make test` wants to see.
 """
 import os, re, subprocess, sys
 from pathlib import Path
@@ -27,7 +27,7 @@ def skipped(cell, flags):
 def execute(path:Path, flags:set):
     "Run `path` in its own folder and write it back with its outputs"
     nb = nbformat.read(path, 4)
-    client = NotebookClient(nb, timeout=900, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}})
+    client = NotebookClient(nb, timeout=1800, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}})
     with client.setup_kernel():
         for i,cell in enumerate(nb.cells):
             if cell.cell_type!='code' or skipped(cell, flags): continue
@@ -40,10 +40,11 @@ def execute(path:Path, flags:set):
 def main(args):
     from nbdev.config import get_config
     os.chdir(ROOT)
+    slow, args = '--slow' in args, [a for a in args if a!='--slow']
     bin_, paths = Path(sys.executable).parent, [Path(a).resolve() for a in args] or find_notebooks()
     subprocess.run([bin_/'nbdev_export'], check=True)
-    flags, export_env = set(get_config().tst_flags.split())-runnable_flags(), dict(os.environ) # with IN_TEST set, nbdev_export does nothing
-    os.environ.update(IN_TEST='1', PYTHONWARNINGS='ignore::UserWarning', PYTHONPATH=str(ROOT), PYTHONHASHSEED='0', IMAGESIM_PROGRESS='false',
+    flags, export_env = set(get_config().tst_flags.split())-runnable_flags()-({'slow'} if slow else set()), dict(os.environ) # with IN_TEST set, nbdev_export does nothing
+    os.environ.update(IN_TEST='1', PYTHONWARNINGS='ignore::UserWarning', PYTHONPATH=str(ROOT), PYTHONHASHSEED='0', IMAGESIM_PROGRESS='false', OMP_WAIT_POLICY='PASSIVE',
                       PYDEVD_DISABLE_FILE_VALIDATION='1')
     for p in paths:
         try: execute(p, flags)
