@@ -794,7 +794,7 @@ def chip_loader(
     order = BatchOrder(len(dataset), batch_size, shuffle, seed, None if weights is False else weights, dataset.places if pairs else None, drop_last, rank, world)
     more = dict(persistent_workers=True, prefetch_factor=prefetch, multiprocessing_context=start) if workers else {}
     pin = (gpu if pin_memory is None else pin_memory) and not dataset.raw
-    return ChipLoader(dataset, batch_sampler=order, collate_fn=_pack_samples, num_workers=workers, pin_memory=pin,
+    return ChipLoader(dataset, batch_sampler=order, collate_fn=_pack_samples, num_workers=workers, pin_memory=pin, generator=torch.Generator(), # of its own: the numbers of others stay theirs
                       decode_on=(decode_on or ('cuda' if gpu else 'cpu')) if dataset.raw else None, **more)
 
 # %% ../nbs/05a_loader.ipynb #2e833d30

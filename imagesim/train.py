@@ -816,7 +816,7 @@ def train(
     checkpoint_minutes:float=10, # How often to save within an epoch
     figures:bool=True, # Draw the curves and scores at the end; False for many small runs
     **settings # See `RECIPE`: backbone, weights, loss, size, batch_size, epochs, lr, seed, …
-)->'Run':
+): # The `Run`
     "Train a network, or go on where an interrupted run stopped"
     job = _plan(dataset, run, chips, out, datasets, ard, devices, workers, settings)
     job.minutes, job.figures = checkpoint_minutes, figures

@@ -153,7 +153,7 @@ def link_fault(target, page, pages, proc, site):
     if target.startswith(site): target = target[len(site):].lstrip('/') or 'index.html'
     if re.match(r'[a-z]+:|//|#$', target): return ''
     name, _, anchor = target.partition('#')
-    name = (name or page).removeprefix('./')
+    name = os.path.normpath(os.path.join(os.path.dirname(page), name)) if name and not name.startswith(('/', 'http')) else name or page
     if name not in pages: return '' if (proc/name).exists() else where
     return '' if not anchor or anchor.lower() in pages[name] else where
 
