@@ -150,10 +150,11 @@ def anchors(cells): return {slug(m[1]) for text in page_texts(cells) for m in re
 def link_fault(target, page, pages, proc, site):
     "Say why a link leads nowhere; '' when it leads somewhere, or off the site. `pages` maps both names of a page to its anchors"
     where = f'{target} (from {page})'
-    if target.startswith(site): target = target[len(site):].lstrip('/') or 'index.html'
+    base = os.path.dirname(page)
+    if target.startswith(site): target, base = target[len(site):].lstrip('/') or 'index.html', ''
     if re.match(r'[a-z]+:|//|#$', target): return ''
     name, _, anchor = target.partition('#')
-    name = os.path.normpath(os.path.join(os.path.dirname(page), name)) if name and not name.startswith(('/', 'http')) else name or page
+    name = os.path.normpath(os.path.join(base, name)) if name else page
     if name not in pages: return '' if (proc/name).exists() else where
     return '' if not anchor or anchor.lower() in pages[name] else where
 
