@@ -716,7 +716,9 @@ def _demo_labels(layout:Layout)->int:
 # %% ../nbs/11_cli.ipynb #f8ffe2d2
 def _demo_train(layout:Layout, epochs:int)->int:
     "Train a small network from nothing"
+    import warnings
     from imagesim.train import train
+    warnings.filterwarnings('ignore', message='.*RANDOM weights') # on purpose here
     run = train('demo', 'demo', chips=layout.chips, ard=layout.ard, out=layout.models, datasets=layout.datasets, backbone='tinynet', weights=None, head='conv', size=96, loss='bce+contrastive',
                 batch_size=16, epochs=epochs, lr=.004, dropout=.1, augment=.5, class_weights=0, patience=0, devices='cpu', workers=0)
     _step(9, 'A small network, trained from nothing', *str(run).splitlines(), f'all about it in {run.path}')
