@@ -459,7 +459,7 @@ def train(
     loss:Annotated[Optional[str], typer.Option(help="'bce' or 'asymmetric', with or without '+contrastive'.", show_default=False)]=None,
     epochs:Annotated[Optional[int], typer.Option(min=1, help='Passes over the training chips.', show_default=False)]=None,
     size:Annotated[Optional[int], typer.Option(min=32, max=1024, help='Side that chips are scaled to, pixels.', show_default=False)]=None,
-    batch_size:Annotated[Optional[int], typer.Option('--batch-size', min=2, help='Chips in a step, on each device.', show_default=False)]=None,
+    batch_size:Annotated[Optional[int], typer.Option('--batch-size', min=2, help='Chips in a step, of all devices together.', show_default=False)]=None,
     seed:Annotated[int, typer.Option(min=0, help='Another number, other random draws.')]=0,
     more:Annotated[Optional[list[str]], typer.Option('--set', help='Any other setting, NAME=VALUE; repeated.', show_default=False)]=None,
     chips:Chips=None,
