@@ -724,12 +724,13 @@ def _demo_train(layout:Layout, epochs:int)->int:
     _step(9, 'A small network, trained from nothing', *str(run).splitlines(), f'all about it in {run.path}')
     return run.exit_code
 
-def _demo_question(layout:Layout, chips:list[str])->str: # A chip
-    "Choose what to look for: the chip with most of a kind of ground that no label taught"
+def _demo_question(layout:Layout, rows)->str: # A chip
+    "Choose what to look for: the cloudless chip with most of a kind of ground that no label taught"
     import pandas as pd
-    truth = pd.read_parquet(join(layout.root, 'truth', 'places.parquet'))
-    truth = truth[truth.chip.isin(chips)]
-    kind = max(('solar_farm','quarry','water'), key=lambda c: (truth[c]>.2).sum()>2)
+    chips, truth = rows.select(['chip','clear']).to_pandas(), pd.read_parquet(join(layout.root, 'truth', 'places.parquet'))
+    clear = chips[chips.clear>=.99] if (chips.clear>=.99).any() else chips
+    truth = truth[truth.chip.isin(clear.chip)]
+    kind = max(('quarry','solar_farm','water'), key=lambda c: (truth[c]>.2).sum()>2)
     return truth.sort_values(kind).chip.iloc[-1]
 
 # %% ../nbs/11_cli.ipynb #40f63316
@@ -743,8 +744,9 @@ def _demo_search(layout:Layout)->int:
     _step(10, 'Embeddings: a vector a chip', *str(coded).splitlines())
     built = build_schema('demo', run, join(layout.embeddings, 'demo'), layout.schemas)
     ask = Searcher(join(layout.schemas, 'demo'), chips=layout.chips, ard=layout.ard)
-    chip = _demo_question(layout, ask.collection.rows['chip'].to_pylist())
-    found = ask.search(chip, k=13, other_place=True, one_a_place=True)
+    chip = _demo_question(layout, ask.collection.rows)
+    seen = ask.collection.rows['clear'].to_pandas()
+    found = ask.search(chip, k=13, other_place=True, one_a_place=True, clear=.9 if (seen>=.9).sum()>26 else None) # clouds resemble each other too
     ask.contact_sheet(found, join(layout.root, 'search.jpg'))
     _step(11, 'A similarity schema, and an answer', *str(built).splitlines(), f'like {chip}:', *found[['chip','score','date']].head(3).to_string(index=False).splitlines(), f'all {len(found)} in {layout.root}/search.jpg')
     return max(coded.exit_code, built.exit_code)
