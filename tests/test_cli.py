@@ -78,6 +78,7 @@ def test_tiles_of_the_real_tile(imagesim, shared, tmp_path):
     p = imagesim('tiles', '--ard-path', shared/'banepa/ard', '--out', 'tiles.parquet')
     assert p.returncode==0 and 'Z45-031331122210_A0A0000000000001' in p.stdout and (tmp_path/'tiles.parquet').stat().st_size>1000
 
+@pytest.mark.timeout(900) # two demos and a score of commands, each a process that starts anew
 def test_demo_runs_and_finds_itself_done(imagesim, tmp_path):
     "and what it leaves can be asked by the commands"
     demo = lambda: imagesim('demo', '--root', 'demo', '--size', '4', '--epochs', '1', timeout=280)
