@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from .ard import CHIP_LEVEL, GRID_M, Cell, parse_chip
 from .bundle import Encoder, load_encoder
 from .compress import neighbours
-from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, Outcome, StorageError, Summary, exists, file_info, fingerprint,
+from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, Outcome, StorageError, Summary, file_info, fingerprint,
     is_dir, is_remote, join, keep_memory, list_files, one_line, progress, read_bytes, read_ranges, write_bytes)
 from .loader import decode_chip, default_workers
-from .read import ChipStore, read_chip_index, split_zone
+from .read import ChipStore, index_path, read_chip_index
 
 # %% ../nbs/07_encode.ipynb #cd54955d
 _a, _f, _k0 = 6378137., 1/298.257223563, .9996 # WGS 84, and the scale on a UTM zone's central meridian
@@ -195,8 +195,7 @@ def embedding_path(
     level:int=CHIP_LEVEL # Of the chips
 )->str:
     "Tell where the embeddings of a tile are"
-    cell = Cell.parse(cell)
-    return join(out, encoder, f'z{level}', f'zone={cell.zone:02d}', f'{cell.quadkey}_{catalog_id}.parquet')
+    return index_path(join(out, encoder), cell, catalog_id, level)
 
 # %% ../nbs/07_encode.ipynb #a3957b34
 def _footer(path:str, last:int=32*1024)->pq.FileMetaData:

@@ -9,19 +9,19 @@ __all__ = ['BACKBONES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'create_head', 'ConvHea
            'settle_norms', 'where', 'draw_where']
 
 # %% ../nbs/05_model.ipynb #251e4ae7
-import io, math, os, pickle, urllib.error, warnings, zipfile
+import io, math, os, pickle, warnings, zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning as L, numpy as np, orjson, torch, torchvision
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as _load_safetensors, save as _save_safetensors
 from torch import nn
 from torch.nn import functional as F
 
-from .infra import CorruptError, ImagesimError, InputError, MissingError, StorageError, exists, is_remote, one_line, read_bytes, suggest, write_bytes
+from .infra import CorruptError, ImagesimError, InputError, MissingError, StorageError, exists, one_line, read_bytes, suggest, write_bytes
 from .loader import Sample, SkywayDataset
 from .loss import LossValue, check_loss, make_loss
 

@@ -8,8 +8,8 @@ __all__ = ['GATHER', 'APPROXIMATE_FROM', 'MAX_QUICK_K', 'FEW', 'cluster_vectors'
            'VectorIndex', 'share_interval', 'held_out', 'recall_card', 'open_lists', 'open_coded']
 
 # %% ../nbs/08a_nearest.ipynb #155d84ff
-import math, os, threading, time
-from dataclasses import dataclass, field
+import math, threading, time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np

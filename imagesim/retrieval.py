@@ -7,7 +7,7 @@ __all__ = ['measure_names', 'rank_measures', 'label_overlap', 'Relevance', 'boot
            'Comparison', 'compare_retrieval', 'plot_retrieval']
 
 # %% ../nbs/08c_retrieval.ipynb #a776d53b
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np

@@ -10,7 +10,7 @@ __all__ = ['EMBEDDING_COLUMNS', 'SEGMENT_ROWS', 'SMALL_SEGMENTS', 'vector_array'
            'show_schema', 'verify_schema', 'push_schema', 'pull_schema', 'apply_schema']
 
 # %% ../nbs/08b_similarity.ipynb #0b4e25ac
-import contextlib, datetime, errno, fcntl, hashlib, io, os, re, shutil, threading, uuid
+import contextlib, datetime, fcntl, hashlib, os, re, shutil, uuid
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 
 from .ard import ARD_LEVEL, CHIP_LEVEL, Cell, parse_chip
 from .infra import (CorruptError, FileInfo, ImagesimError, InputError, Layout, MissingError, Outcome, StorageError, Summary, atomic_path, copy_file, exists, file_info,
-    fingerprint, is_dir, is_remote, join, list_dirs, list_files, one_line, plural, progress, read_bytes, read_json, relative_path, remove_file, safe_relative, suggest, write_bytes, write_json)
+    fingerprint, is_dir, is_remote, join, list_dirs, list_files, one_line, plural, progress, read_bytes, read_json, relative_path, remove_file, safe_relative, suggest, write_bytes)
 from .nearest import (APPROXIMATE_FROM, VectorIndex, cluster_vectors, exact_search, held_out, open_array, open_coded, open_lists, recall_card, train_lists, unit_vectors)
 
 # %% ../nbs/08b_similarity.ipynb #af37f04a

@@ -29,7 +29,7 @@ from .augment import Augment, eval_views, step_generator
 from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, StorageError, atomic_path, exists, fingerprint, is_dir, is_remote, join, keep_memory,
                             list_dirs, list_files, one_line, progress, read_bytes, read_json, suggest, write_bytes, write_json)
 from .loader import SkywayDataset, TrainingTable, chip_loader, open_dataset
-from .loss import LOSSES, LossError, bce_loss, class_weights_of
+from .loss import LOSSES, LossError, class_weights_of
 from .metrics import (apply_temperature, calibration, choose_thresholds, class_confusion, fit_temperature, multilabel_metrics, plot_calibration, plot_classes, plot_confusion,
                               plot_precision_recall, read_log)
 from .metrics import class_table as _class_table, plot_curves as _plot_curves
