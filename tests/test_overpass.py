@@ -56,9 +56,10 @@ class Handler(BaseHTTPRequestHandler):
         s = self.server
         query = parse_qs(self.rfile.read(int(self.headers['Content-Length'])).decode())['data'][0]
         with s.mutex: s.seen.append((query, dict(self.headers), self.path)); s.running += 1; s.most = max(s.most, s.running)
-        try: self.reply(**(s.answer(query) if callable(s.answer) else s.answer.pop(0) if len(s.answer)>1 else s.answer[0]))
+        try: answer = s.answer(query) if callable(s.answer) else s.answer.pop(0) if len(s.answer)>1 else s.answer[0]
         finally:
-            with s.mutex: s.running -= 1
+            with s.mutex: s.running -= 1 # before the answer leaves: the client that reads its last byte may let the next one ask at once
+        self.reply(**answer)
 
 @pytest.fixture
 def clock(): return Clock()
