@@ -45,3 +45,18 @@ def imagesim(tmp_path):
         return subprocess.run([sys.executable, '-m', module, *map(str,args)], cwd=tmp_path, env={**os.environ, 'PYTHONPATH':str(ROOT), **(env or {})},
                               capture_output=True, text=True, timeout=timeout)
     return run
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capfd):
+    "Run the command in this process, where a test needs many and has shown with `imagesim` that the shell's way works: imports are paid once"
+    from types import SimpleNamespace
+    def run(*args, env=None):
+        from imagesim.cli import main
+        capfd.readouterr()
+        with monkeypatch.context() as m:
+            m.chdir(tmp_path)
+            for k,v in (env or {}).items(): m.setenv(k, v)
+            with pytest.raises(SystemExit) as end: main([*map(str, args)])
+        out, err = capfd.readouterr()
+        return SimpleNamespace(returncode=end.value.code or 0, stdout=out, stderr=err)
+    return run

@@ -6,21 +6,21 @@ import pytest
 
 def one_error_line(p): return p.returncode==2 and len(p.stderr.strip().splitlines())==1 and p.stderr.startswith('imagesim: ')
 
-def test_help_names_every_command(imagesim):
+def test_help_names_every_command(imagesim, here):
     p = imagesim('--help')
     assert p.returncode==0
     for name in 'init', 'doctor', 'sync', 'tiles', 'osm', 'chip', 'nodata', 'labels', 'dataset', 'train', 'evaluate', 'runs', 'encode', 'schema', 'search', 'synth', 'demo':
         assert re.search(rf'^  {name}\s+\w', p.stdout, re.M)
-        h = imagesim(name, '--help')
+        h = here(name, '--help')
         assert h.returncode==0 and 'Usage: imagesim' in h.stdout and not re.search(r'\bTODO\b|None]', h.stdout)
 
 @pytest.mark.parametrize('group,names', [('osm',['status']), ('labels',['build','why','stats']), ('dataset',['make','list','show','diff','verify','push','pull']), ('schema',['build','apply','list','show','verify','push','pull'])])
-def test_help_names_every_command_of_a_group(imagesim, group, names):
-    p = imagesim(group, '--help')
+def test_help_names_every_command_of_a_group(here, group, names):
+    p = here(group, '--help')
     assert p.returncode==0
     for name in names:
         assert re.search(rf'^  {name}\s+\w', p.stdout, re.M)
-        h = imagesim(group, name, '--help')
+        h = here(group, name, '--help')
         assert h.returncode==0 and f'Usage: imagesim {group} {name}' in h.stdout and not re.search(r'\bTODO\b|None]', h.stdout)
 
 def test_wrong_words_end_with_2(imagesim):
@@ -78,8 +78,8 @@ def test_tiles_of_the_real_tile(imagesim, shared, tmp_path):
     p = imagesim('tiles', '--ard-path', shared/'banepa/ard', '--out', 'tiles.parquet')
     assert p.returncode==0 and 'Z45-031331122210_A0A0000000000001' in p.stdout and (tmp_path/'tiles.parquet').stat().st_size>1000
 
-@pytest.mark.timeout(900) # two demos and a score of commands, each a process that starts anew
-def test_demo_runs_and_finds_itself_done(imagesim, tmp_path):
+@pytest.mark.timeout(900) # two demos and a score of commands
+def test_demo_runs_and_finds_itself_done(imagesim, here, tmp_path):
     "and what it leaves can be asked by the commands"
     demo = lambda: imagesim('demo', '--root', 'demo', '--size', '4', '--epochs', '1', timeout=280)
     p = demo()
@@ -94,16 +94,16 @@ def test_demo_runs_and_finds_itself_done(imagesim, tmp_path):
     env = dict(IMAGESIM_DATA_ROOT=str(tmp_path/'demo'))
     for args,says in {('runs',):'finished', ('evaluate','demo','--split','train'):'train: mAP', ('schema','list'):'main', ('schema','show','demo'):'collection main', ('schema','verify','demo'):' 0 failed',
                       ('search','--schema','demo','--classes','water','-k','3','--out','r.geojson','--sheet','r.png'):'written to r.png', ('encode','demo'):'2 skipped'}.items():
-        p = imagesim(*args, env=env)
+        p = here(*args, env=env)
         assert p.returncode==0 and says in p.stdout, (args, p.stdout, p.stderr)
     assert len(json.loads((tmp_path/'r.geojson').read_text())['features'])==3 and (tmp_path/'r.png').stat().st_size>10_000
     for args in (('search','--schema','demo'), ('search','--schema','demo','--lonlat','here'), ('search','--schema','nothing','--classes','water'), ('encode','nothing'), ('encode','demo','--shard','4'),
                  ('train','nothing','--run','x'), ('train','demo','--run','../x'), ('train','demo','--run','x','--backbone','resnet51'), ('train','demo','--run','x','--set','lr'), ('evaluate','nothing'), ('schema','show','nothing')):
-        assert one_error_line(p := imagesim(*args, env=env)), (args, p.stderr)
+        assert one_error_line(p := here(*args, env=env)), (args, p.stderr)
 
-def test_from_the_map_to_a_dataset(imagesim, bucket, tmp_path):
+def test_from_the_map_to_a_dataset(here, bucket, tmp_path):
     env = dict(IMAGESIM_DATA_ROOT=str(tmp_path/'data'), IMAGESIM_BUCKET=bucket)
-    run = lambda *args: imagesim(*args, env=env)
+    run = lambda *args: here(*args, env=env)
     assert run('synth', '--root', 'data', '--size', '4', '--dates', '1').returncode==0 and run('chip', '--virtual').returncode==0
     p = run('labels', 'build')
     assert p.returncode==1 and 'imagesim osm' in p.stdout and '1 failed' in p.stdout # nothing fetched yet, and that is what it says
