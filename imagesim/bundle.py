@@ -218,10 +218,12 @@ def _sha(data:bytes)->str: return hashlib.sha256(data).hexdigest()
 def _canonical(obj)->bytes: return orjson.dumps(obj, option=orjson.OPT_SORT_KEYS)
 
 def identity(
-    facts:dict # What `bundle.json` says
+    facts:dict, # What `bundle.json` says
+    projected:bool=True # False: of the network alone, as it was before a projection was added
 )->str: # 64 hexadecimal digits
     "Condense what makes a vector into one hash"
-    files = {n:facts['files'][n]['sha256'] for n in ('weights.safetensors','projection.safetensors') if n in facts['files']}
+    files = {n:facts['files'][n]['sha256'] for n in ('weights.safetensors','projection.safetensors')[:1+projected] if n in facts['files']}
+    if not projected: facts = {**facts, 'dim':facts['features']}
     return _sha(_canonical([{k:facts[k] for k in _changes}, files]))
 
 def _seal(facts:dict)->str:
@@ -252,7 +254,7 @@ def _check_facts(f, where:str)->dict:
     for n,v in f['files'].items():
         if n not in _files or not isinstance(v, dict) or not isinstance(v.get('size'), int) or not isinstance(v.get('sha256'), str): bad(f'an odd entry {n!r} among its files')
     if 'weights.safetensors' not in f['files'] or (f['dim']!=f['features'] and 'projection.safetensors' not in f['files']): bad('files are missing from its list')
-    if identity(f)!=f['hash']: bad('its hash is not that of what it says')
+    if identity(f)!=f['hash'] or f.get('base', identity(f, False))!=identity(f, False): bad('its hash is not that of what it says')
     if _seal(f)!=f['seal']: bad('it was changed after it was sealed')
     return f
 
@@ -311,6 +313,7 @@ def _finish(facts:dict, files:dict, projection:Projection|None, spec:dict, extra
         credits=[credits] if isinstance(credits, str) else list(credits), source=extra.get('source') or str(spec.get('weights') or '').rpartition('/')[2] or 'code',
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'), files={n:dict(size=len(d), sha256=_sha(d)) for n,d in files.items()})
     facts['hash'] = identity(facts)
+    if projection is not None: facts['base'] = identity(facts, False) # whose vectors it can be applied to
     facts['seal'] = _seal(facts)
     return _check_facts(orjson.loads(_canonical(facts)), f'encoder {facts["name"]!r}')
 
@@ -390,7 +393,7 @@ def _collect(spec, given:dict|None=None)->tuple[dict,dict,nn.Module]: # facts, f
     except Exception as e: raise CorruptError(f'{b.path}: its network can not be made as it says ({one_line(e)[:200]})') from None
     if (got := _probe(net, b.facts, str(b.path)))!=b.facts['features']: raise CorruptError(f'{b.path}: its network gives {got} numbers, and {b.facts["features"]} are promised')
     if not given: return b.facts, files, net
-    facts = {k:v for k,v in b.facts.items() if k not in ('hash','seal','files','made')} | ({'name':given['name']} if 'name' in given else {})
+    facts = {k:v for k,v in b.facts.items() if k not in ('hash','base','seal','files','made')} | ({'name':given['name']} if 'name' in given else {})
     old = read_projection(files['projection.safetensors']) if 'projection.safetensors' in files else None
     return _finish(facts, files, given.get('projection', old), given, b.facts), files, net
 

@@ -554,10 +554,11 @@ def build_schema(
     backbone:Annotated[Optional[str], typer.Option(help='Instead: a plain backbone of torchvision …', show_default=False)]=None,
     weights:Annotated[Optional[str], typer.Option(help='… with its weights from this file.', show_default=False)]=None,
     embeddings:Annotated[Optional[str], typer.Option(help='Folder of vectors that `encode` wrote.  [default: those of this encoder]', show_default=False)]=None,
+    pca:Annotated[Optional[int], typer.Option(min=1, help='Project the vectors to so few numbers, e.g. 128.  [default: as they are]', show_default=False)]=None,
     collection:CollectionName='main', quick:Quick=None, bar:Bar=None, root:Schemas=None):
     "Make a similarity schema of an encoder and its embeddings, or bring it up to date."
     from imagesim.similarity import build_schema as build_
-    raise typer.Exit(report(build_(name, _encoder(encoder, backbone, weights), _home(embeddings), _home(root), collection, quick, bar)))
+    raise typer.Exit(report(build_(name, _encoder(encoder, backbone, weights), _home(embeddings), _home(root), collection, quick, bar, pca=pca)))
 
 @schema_app.command(name='apply')
 def apply_schema(

@@ -707,7 +707,7 @@ def example(self:Searcher,
 def _unit(self:Searcher, vector)->np.ndarray: # (dim,)
     "Bring a vector to length 1, and to as many numbers as the collection has"
     v, c = unit_vectors(vector), self.collection
-    return unit_vectors(c._project(v) if v.shape[1]!=c.dim and c._project else v, c.dim)[0]
+    return unit_vectors(c.project(v) if v.shape[1]!=c.dim and c.project else v, c.dim)[0]
 
 @patch
 def _picture_example(self:Searcher, item)->Example:

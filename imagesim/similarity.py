@@ -6,8 +6,8 @@
 __all__ = ['EMBEDDING_COLUMNS', 'SEGMENT_ROWS', 'SMALL_SEGMENTS', 'vector_array', 'make_embeddings', 'Unit', 'unit_key',
            'read_unit', 'file_hash', 'write_segment', 'check_name', 'Segment', 'open_segment', 'generations',
            'read_generation', 'writing', 'prune_collection', 'Collection', 'SimilaritySchema', 'read_schema',
-           'open_schema', 'make_schema', 'add_embeddings', 'build_schema', 'remove_embeddings', 'list_schemas',
-           'show_schema', 'verify_schema', 'push_schema', 'pull_schema', 'apply_schema']
+           'open_schema', 'sample_vectors', 'make_schema', 'add_embeddings', 'build_schema', 'remove_embeddings',
+           'list_schemas', 'show_schema', 'verify_schema', 'push_schema', 'pull_schema', 'apply_schema']
 
 # %% ../nbs/08b_similarity.ipynb #0b4e25ac
 import contextlib, datetime, fcntl, hashlib, os, re, shutil, uuid
@@ -156,15 +156,16 @@ def _rows_of(t:pa.Table, key:str, classes:int, path)->pa.Table:
 # %% ../nbs/08b_similarity.ipynb #55908562
 def read_unit(
     path:str|Path, # A GeoParquet of `encode`; local or s3://
-    encoder_hash:str|None=None, # Refuse those of another encoder
+    encoder_hash:str|tuple|None=None, # Refuse those of other encoders than this, or these
 )->Unit:
     "Read the embeddings of one cell and acquisition, and sort out what is wrong"
     data = read_bytes(path)
     try:
         with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as f:
             meta = _meta_of(f.schema_arrow, path)
-            if encoder_hash and meta['encoder_hash']!=encoder_hash:
-                raise InputError(f"made by another encoder ({meta.get('encoder','?')!r}, {meta['encoder_hash'][:12]}); this schema takes vectors of {encoder_hash[:12]} only")
+            wanted = (encoder_hash,) if isinstance(encoder_hash, str) else encoder_hash
+            if wanted and meta['encoder_hash'] not in wanted:
+                raise InputError(f"made by another encoder ({meta.get('encoder','?')!r}, {meta['encoder_hash'][:12]}); this schema takes vectors of {' or '.join(h[:12] for h in wanted)} only")
             t = f.read(use_threads=False)
     except (pa.ArrowException, OSError) as e:
         if isinstance(e, ImagesimError): raise
@@ -439,7 +440,7 @@ class Collection:
         project=None # What brings queries of the encoder's full length to that of the vectors
     ):
         if is_remote(path): raise InputError(f'{path}: a schema is searched on a disk; pull it first')
-        self.path, self._project = str(path), project
+        self.path, self.project = str(path), project
         self.name, g = os.path.basename(self.path), read_generation(path, generation)
         self.facts, self.generation, self.dim, self.classes, self.card = g, g['number'], g['dim'], g['classes'], g.get('card')
         self.segments = [open_segment(join(self.path,'segments'), s, self.dim, len(self.classes)) for s in g['segments']]
@@ -509,7 +510,7 @@ def search(self:Collection,
 )->tuple[np.ndarray,np.ndarray]: # scores float32 (cosine, -1 to 1), rows int64, both (queries, k), best first; -inf and -1 where there are fewer than k
     "Find the nearest rows"
     q = np.atleast_2d(np.asarray(queries, np.float32))
-    if self._project and q.shape[-1]!=self.dim: q = self._project(unit_vectors(q))
+    if self.project and q.shape[-1]!=self.dim: q = self.project(unit_vectors(q))
     return self.index.search(q, k, allow, exact)
 
 # %% ../nbs/08b_similarity.ipynb #cf197291
@@ -529,6 +530,8 @@ class SimilaritySchema:
         "The network, loaded on first use"
         from imagesim.bundle import load_encoder
         return load_encoder(join(self.path,'encoder'))
+    @property
+    def accepts(self)->tuple: return tuple(filter(None, (self.encoder_hash, self.facts['encoder'].get('base')))) # hashes of encoders whose vectors it takes
     def __repr__(self): return f'SimilaritySchema {self.name!r}: encoder {self.facts["encoder"]["name"]!r} ({self.encoder_hash[:12]}), {self.dim} numbers, collections {", ".join(self.collections) or "none yet"}'
 
 # %% ../nbs/08b_similarity.ipynb #c314dd5b
@@ -575,18 +578,51 @@ def open_schema(
     if '/' not in p and not exists(join(p,'schema.json')) and exists(join(Layout().schemas, p, 'schema.json')): p = join(Layout().schemas, p)
     return SimilaritySchema(p)
 
+# %% ../nbs/08b_similarity.ipynb #5727ef44
+def sample_vectors(
+    embeddings:str|Path|Iterable, # Folder of files that `encode` wrote, or their paths; local or s3://
+    encoder_hash:str|tuple|None=None, # Leave out files of other encoders than this, or these
+    n:int=50_000, # Vectors, about; all where there are fewer
+    seed:int=0
+)->np.ndarray: # (m, dim) float32, each of length 1
+    "Draw vectors from many files, about as many from each as it takes"
+    files = list_files(embeddings, '.parquet') if isinstance(embeddings, (str,Path)) else [file_info(p) for p in embeddings]
+    rng, out, why = np.random.default_rng(seed), [], 'no embeddings (.parquet) there; run encode first'
+    for f in progress([files[i] for i in rng.permutation(len(files))], desc='sample', unit='file'):
+        try: v = read_unit(f.path, encoder_hash).vectors
+        except ImagesimError as e: why = one_line(e); continue # `add_embeddings` reports such files one by one
+        out.append(v[np.sort(rng.permutation(len(v))[:max(64, -(-n//len(files)))])])
+        if sum(map(len, out))>=n: break
+    if not sum(map(len, out)): raise InputError(f'{embeddings}: nothing to draw vectors from ({why})')
+    return np.concatenate(out)[:n]
+
+# %% ../nbs/08b_similarity.ipynb #a486a354
+def _add_pca(folder:Path, plain:dict, dim:int, embeddings, seed:int)->dict: # What `_encoder_facts` says of the new one
+    "Give the bundle in `folder`/encoder a projection, fitted on embeddings that it made"
+    from imagesim.bundle import make_bundle
+    from imagesim.compress import fit_pca
+    if plain['dim']!=plain['features']: raise InputError(f"encoder {plain['name']!r} projects to {plain['dim']} numbers already; give the one it was made from")
+    p = fit_pca(sample_vectors(join(Layout().embeddings, plain['name']) if embeddings is None else embeddings, plain['hash'], seed=seed), dim, seed=seed)
+    os.rename(folder/'encoder', folder/'plain')
+    make_bundle(folder/'plain', folder/'encoder', projection=p, name=f"{plain['name'][:50]}-pca{dim}")
+    shutil.rmtree(folder/'plain')
+    return _encoder_facts(folder/'encoder')|dict(base_name=plain['name'], explained=p.explained)
+
 # %% ../nbs/08b_similarity.ipynb #95e7402a
 def _encoder_facts(folder:Path)->dict:
     "Say what a bundle is, with the hash of each of its files"
     b = read_json(folder/'bundle.json')
     if not isinstance(b, dict) or not isinstance(b.get('hash'), str) or not isinstance(b.get('dim'), int): raise CorruptError(f'{folder}/bundle.json does not say hash and dim; this is no encoder bundle')
-    return dict(name=str(b.get('name') or 'encoder'), hash=b['hash'], dim=b['dim'], features=int(b.get('features') or b['dim']), classes=list(b.get('classes') or []),
+    return dict(name=str(b.get('name') or 'encoder'), hash=b['hash'], base=b.get('base'), dim=b['dim'], features=int(b.get('features') or b['dim']), classes=list(b.get('classes') or []),
                 licence=str(b.get('licence') or ''), credits=[str(o) for o in b.get('credits') or []], files={relative_path(f.path, folder):_facts(f.path) for f in list_files(folder)})
 
 def make_schema(
     name:str,
     encoder, # Folder of an encoder bundle, local or s3://; or a run or spec that `make_bundle` takes
-    root:str|Path|None=None # Where schemas are; `schemas` under the data root when None
+    root:str|Path|None=None, # Where schemas are; `schemas` under the data root when None
+    pca:int|None=None, # Project vectors to so few numbers; fitted on a sample of the embeddings
+    embeddings:str|Path|Iterable|None=None, # To fit it on; `embeddings/<encoder>` under the data root when None
+    seed:int=0
 )->SimilaritySchema:
     "Make a schema without vectors, or open the one that is there if its encoder is the same"
     root = str(root or Layout().schemas)
@@ -598,8 +634,10 @@ def make_schema(
         facts = _encoder_facts(tmp/'encoder')
         if exists(join(path,'schema.json')):
             old = SimilaritySchema(path)
-            if old.encoder_hash==facts['hash']: return old
+            if facts['hash'] in old.accepts and (pca or old.dim)==old.dim: return old
+            if facts['hash'] in old.accepts: raise InputError(f'schema {name!r} is there with vectors of {old.dim} numbers, not {pca}; a schema keeps its encoder, choose another name')
             raise InputError(f'schema {name!r} is there with another encoder ({old.facts["encoder"]["name"]!r}, {old.encoder_hash[:12]}; given {facts["name"]!r}, {facts["hash"][:12]}); choose another name')
+        if pca is not None: facts = _add_pca(tmp, facts, pca, embeddings, seed)
         s = _sealed(dict(form='imagesim similarity schema 1', name=name, made=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'), encoder=facts))
         (tmp/'schema.json').write_bytes(_json_bytes(s))
         try: os.rename(tmp, path)
@@ -621,7 +659,7 @@ def _put_encoder(encoder, dest:Path):
 class _Intake:
     "Reads files of embeddings and puts them into segments"
     folder:str           # Of the collection
-    hash:str             # The encoder's
+    hashes:tuple         # The encoder's; and that of the encoder below it, where it adds a projection
     dim:int              # Numbers a vector has in this collection
     project:object       # What brings longer vectors to `dim`; None where nothing does
     live:dict            # key -> (fingerprint, fingerprint of the file) of what is in
@@ -632,7 +670,7 @@ class _Intake:
     def read(self, f:FileInfo)->int: # Rows taken in; -1 where it is in already
         source = fingerprint(f)
         if source in self.sources: return -1
-        u = read_unit(f.path, self.hash)
+        u = read_unit(f.path, self.hashes)
         if u.key in self.new: raise InputError(f'{u.key} was already in {self.new[u.key]}; one file for a cell and acquisition, please')
         if u.meta.get('fingerprint') and self.live.get(u.key, ('',''))[0]==u.meta['fingerprint']: return -1
         if self.classes is None: self.classes = u.meta['classes']
@@ -786,7 +824,7 @@ def add_embeddings(
     files = list_files(embeddings, '.parquet') if isinstance(embeddings, (str,Path)) else [file_info(p) for p in embeddings]
     if not files: raise InputError(f'{embeddings}: no embeddings (.parquet) there; run encode first, or name another folder')
     def work(folder, g, live):
-        i = _Intake(folder, schema.encoder_hash, schema.dim, schema._projection, {k:(u['fingerprint'],u['source']) for k,u in live.items()}, g['classes'] if g and live else None)
+        i = _Intake(folder, schema.accepts, schema.dim, schema._projection, {k:(u['fingerprint'],u['source']) for k,u in live.items()}, g['classes'] if g and live else None)
         outcomes = i.take(files)
         if not i.new and not (g and _other_index(g, quick, bar)): return None, None, outcomes
         old = [s|dict(drop=sorted({*s['drop'], *({u['key'] for u in read_json(join(folder,'segments',s['name'],'segment.json'))['units']} & set(i.new))})) for s in (g['segments'] if g else [])]
@@ -816,12 +854,13 @@ def build_schema(
     collection:str='main',
     quick:bool|None=None, # Make a quick index; None: from APPROXIMATE_FROM rows on
     bar:float|None=None, # Recall@10 that it must reach; 0.95 when None
-    seed:int=0
+    seed:int=0,
+    pca:int|None=None # Project vectors to so few numbers; fitted on a sample of the embeddings when the schema is made
 )->Summary: # One outcome a file
     "Make a similarity schema of an encoder and embeddings, or bring it up to date"
     check_name(collection, 'collection')
-    s = make_schema(name, encoder, root)
-    if embeddings is None: embeddings = join(Layout().embeddings, s.facts['encoder']['name'])
+    s = make_schema(name, encoder, root, pca, embeddings, seed)
+    if embeddings is None: embeddings = join(Layout().embeddings, s.facts['encoder'].get('base_name') or s.facts['encoder']['name'])
     out = add_embeddings(s, embeddings, collection, quick, bar, seed)
     out.extra = dict(schema=s.name, collection=collection)|out.extra
     return out
@@ -898,7 +937,7 @@ def show_schema(
 def _card_rows(s:dict, g:dict|None, kept:list)->dict:
     "What `show_schema` tells of a collection"
     e = s['encoder']
-    out = dict(schema=s['name'], made=s['made'], encoder=f"{e['name']} ({e['hash'][:12]})", dim=e['dim'] if e['dim']==e['features'] else f"{e['dim']} of {e['features']}", classes=', '.join(e['classes']) or 'none', licence=e.get('licence') or 'not said')
+    out = dict(schema=s['name'], made=s['made'], encoder=f"{e['name']} ({e['hash'][:12]})", dim=e['dim'] if e['dim']==e['features'] else f"{e['dim']} of {e['features']}"+(f", which keep {e['explained']:.0%} of the variance" if e.get('explained') else ''), classes=', '.join(e['classes']) or 'none', licence=e.get('licence') or 'not said')
     if g is None: return out
     n, c = g['counts'], g.get('card')
     out |= {'generation':f"{g['number']} of {g['made']}", 'kept generations':', '.join(map(str,kept)), 'chips served':f"{n['rows']:,}", 'chips refused':f"{n['refused']:,} of {n['given']:,} given", 'unreadable when encoded':f"{n['unreadable']:,}",

@@ -8,12 +8,12 @@ from pyproj import Geod
 
 from imagesim.ard import CHIP_LEVEL, Cell
 from imagesim.bundle import load_encoder, make_bundle, register_encoder
-from imagesim.compress import fit_pca
+from imagesim.compress import fit_pca, read_projection
 from imagesim.infra import CorruptError, ImagesimError, InputError, MissingError
 from imagesim.read import ChipStore
 from imagesim.search import (LonLatBox, NothingFound, Origin, RowView, Searcher, chip_outlines, class_scores, count_where, fit_probe, make_where, parse_classes,
     parse_where, read_picture, read_polygon, results_map, search, true_distance, write_results)
-from imagesim.similarity import EMBEDDING_COLUMNS, build_schema, open_schema, vector_array
+from imagesim.similarity import EMBEDDING_COLUMNS, build_schema, open_schema, pull_schema, push_schema, vector_array, verify_schema
 
 CLASSES = ['bright', 'red_roof', 'blue_roof']
 IDS = {'10300100AAAA0001':datetime.date(2019,5,9), '10300100AAAA0002':datetime.date(2021,8,22), '10300100AAAA0003':None}
@@ -397,6 +397,32 @@ def test_vectors_before_the_projection_are_projected(world, tmp_path):
     r = s.search(vector=v[5], k=1)
     assert s.collection.dim==12 and r.place[0]==places[5].id and r.score[0]>.999
     assert s.search(image=jpg(picture(5, 32), 'PNG'), k=1).place[0]==places[5].id
+
+def test_fewer_numbers_from_the_same_embeddings(world, tmp_path, bucket):
+    "A projected schema answers as projecting by hand would: by chip, by picture, by a long vector, and on another machine"
+    made = lambda: build_schema('few', world/'bundle', world/'embeddings', root=tmp_path/'schemas', pca=10)
+    assert made().exit_code==0 and made().done==0
+    s, long = Searcher(tmp_path/'schemas/few', chips=world/'chips'), open_schema(world/'schemas/land').collection()
+    names = s.collection.rows['chip'].to_pylist()
+    assert len(s.collection)==len(long) and s.collection.dim==10 and s.schema.encoder.dim==10
+    p = read_projection(tmp_path/'schemas/few/encoder/projection.safetensors')
+    by_hand = p.apply(long.vectors(long.find(names)))
+    assert np.allclose(s.collection.vectors(slice(None)), by_hand, atol=2e-3)
+    row = next(i for i,n in enumerate(names) if (world/'chips/33'/n).is_file())
+    best = np.argsort(-(by_hand@by_hand[row]), kind='stable')[:8]
+    found = s.search(names[row], k=7)
+    assert np.allclose(found.score, (by_hand@by_hand[row])[best[best!=row][:7]], atol=5e-3)
+    assert s.search(vector=long.vectors(long.find([names[row]]))[0], k=1).score[0]>.999
+    seen = s.search(image=(world/'chips/33'/names[row]).read_bytes(), k=1)
+    assert seen.score[0]>.99 # several places show this picture
+    with pytest.raises(InputError, match='vectors of 10 numbers, not 6'): build_schema('few', world/'bundle', world/'embeddings', root=tmp_path/'schemas', pca=6)
+    with pytest.raises(InputError, match='projects to 10 numbers already'): build_schema('x', tmp_path/'schemas/few/encoder', world/'embeddings', root=tmp_path/'schemas', pca=6)
+    with pytest.raises(InputError, match='allow 1 to'): build_schema('y', world/'bundle', world/'embeddings', root=tmp_path/'schemas', pca=9999)
+    assert not (tmp_path/'schemas/x').exists() and not (tmp_path/'schemas/y').exists()
+    push_schema(tmp_path/'schemas/few', f'{bucket}/schemas')
+    pull_schema(f'{bucket}/schemas/few', tmp_path/'far')
+    assert verify_schema(tmp_path/'far/few').exit_code==0
+    assert Searcher(tmp_path/'far/few').search(names[row], k=7).chip.tolist()==found.chip.tolist()
 
 # --- what comes out
 
