@@ -147,11 +147,9 @@ def _scan(queries, rows:Rows, k:int, mask, size:int): # (query, row, score) of t
 
 # %% ../nbs/08a_nearest.ipynb #29eb7fde
 def _careful(rows:Rows, r:np.ndarray, queries:np.ndarray)->np.ndarray: # (m,) float32
-    "Score row r[i] by queries[i], or by the only one, always in the same order of adding"
+    "Score row r[i] by queries[i], always in the same order of adding"
     step, out = max(1, 2**22//max(1,rows.dim)), np.empty(len(r), np.float32)
-    for a in range(0, len(r), step):
-        v = rows.take(r[a:a+step])
-        np.einsum('ij,ij->i', v, np.broadcast_to(queries, v.shape) if len(queries)==1 else queries[a:a+step], out=out[a:a+step])
+    for a in range(0, len(r), step): np.einsum('ij,ij->i', rows.take(r[a:a+step]), queries[a:a+step], out=out[a:a+step])
     return out.clip(-1, 1, out=out)
 
 def rank(
@@ -164,7 +162,9 @@ def rank(
     "Score what was found for each query, and keep the best"
     scores, out = np.full((len(queries),k), -np.inf, np.float32), np.full((len(queries),k), -1, np.int64)
     if q is None:
-        s = _careful(rows, r.ravel(), queries if len(queries)==1 else queries.repeat(r.shape[1], axis=0)).reshape(r.shape)
+        s, step = np.empty(r.shape, np.float32), max(1, 2**22//max(1, rows.dim*r.shape[1]))
+        for a in range(0, len(r), step): np.einsum('qwd,qd->qw', rows.take(r[a:a+step].ravel()).reshape(-1, r.shape[1], rows.dim), queries[a:a+step], out=s[a:a+step]) # adds in the same order as `_careful`
+        s = s.clip(-1, 1, out=s)
         order = np.lexsort((r, -s))[:,:k]
         line, n = np.arange(len(r))[:,None], order.shape[1]
         scores[:,:n], out[:,:n] = s[line,order], r[line,order]
