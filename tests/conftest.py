@@ -3,6 +3,7 @@ import os, subprocess, sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent/'shared'/'data'
@@ -11,6 +12,10 @@ SHARED = ROOT.parent/'shared'/'data'
 for k in [k for k in os.environ if k.startswith(('IMAGESIM_', 'AWS_'))]: del os.environ[k]
 os.environ.update(AWS_ACCESS_KEY_ID='nobody', AWS_SECRET_ACCESS_KEY='nothing', AWS_DEFAULT_REGION='us-east-1', AWS_EC2_METADATA_DISABLED='true',
                   AWS_CONFIG_FILE='/dev/null', AWS_SHARED_CREDENTIALS_FILE='/dev/null', IMAGESIM_PROGRESS='false')
+
+# the same examples in every run, so that what fails is the change's doing; HYPOTHESIS_PROFILE=default draws new ones
+settings.register_profile('repeatable', derandomize=True)
+settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'repeatable'))
 
 @pytest.fixture(scope='session')
 def shared():
@@ -60,3 +65,10 @@ def here(tmp_path, monkeypatch, capfd):
         out, err = capfd.readouterr()
         return SimpleNamespace(returncode=end.value.code or 0, stdout=out, stderr=err)
     return run
+
+LONG = 'cli', 'train', 'synth', 'extract', 'page', 'serve', 'loader', 'chip', 'labels', 'encode', 'osm', 'dataset', 'mosaic', 'nodata', 'similarity', 'explore'
+
+def pytest_collection_modifyitems(items):
+    "Begin with the files that take longest, so that no worker is left alone with one at the end"
+    rank = {f'test_{n}':i for i,n in enumerate(LONG)}
+    items.sort(key=lambda t: rank.get(t.path.stem, len(LONG)))

@@ -106,7 +106,7 @@ def test_step_generators_differ():
     assert len(first)==81
 
 @few
-@given(st.integers(2,40), st.integers(1,40), st.integers(2,40), st.integers(1,40))
+@given(st.integers(2,40), st.integers(1,40), st.integers(2,40), st.integers(2,40)) # torch's own is wrong for results one pixel wide: every row is the first one
 def test_resampling_a_whole_picture_equals_interpolate(h, h2, w, w2):
     x = chips(2, h, w)/255
     full = lambda v: torch.full((2,), float(v))

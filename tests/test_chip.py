@@ -384,7 +384,8 @@ sys.exit(bad>0 or not seen)
 def many(tmp_path_factory):
     "Twelve tiles of 64 chips, and what an undisturbed run makes of them"
     root = tmp_path_factory.mktemp('many')
-    for i in range(12): make_tile(root/'ard', catalog_id=f'CAT{i:02}', n=8, seed=i)
+    first = make_tile(root/'ard', catalog_id='CAT00', n=8)
+    for i in range(1, 12): shutil.copy(first, first.with_name(first.name.replace('CAT00', f'CAT{i:02}')))
     chip_ard(root/'ard', root/'want/33', proc=1)
     want = snapshot(root/'want')
     assert len(want)==12*65

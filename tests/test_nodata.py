@@ -33,7 +33,7 @@ def truth_of(folder):
 def synthetic(tmp_path_factory):
     "A delivery with lakes and a strip's edge, chipped with everything kept"
     root = tmp_path_factory.mktemp('synthetic')
-    make_delivery(root, size=8, dates=2, seed=1)
+    make_delivery(root, size=6, dates=2, seed=1)
     chip_ard(root/'ard', root/'chips/33', proc=1, keep_empty=True)
     return root, truth_of(root/'chips/33')
 

@@ -13,7 +13,8 @@ from execute import find_notebooks, runnable_flags
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 NOTEBOOK_SECONDS, PYTEST_SECONDS, DOCS_SECONDS = 600, 1800, 900
-ENV = dict(os.environ, PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', IMAGESIM_PROGRESS='false', OMP_WAIT_POLICY='PASSIVE', PYTHONHASHSEED='0', MPLBACKEND='agg',
+# two processes run at a time, so each has one thread
+ENV = dict(os.environ, PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', IMAGESIM_PROGRESS='false', OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', PYTHONHASHSEED='0', MPLBACKEND='agg',
            AWS_ACCESS_KEY_ID='nobody', AWS_SECRET_ACCESS_KEY='nothing', AWS_DEFAULT_REGION='us-east-1', AWS_EC2_METADATA_DISABLED='true')
 # a path of somebody's machine, in what a notebook shows
 MACHINE_PATH = re.compile(r'(?<![\w.~])/(?:tmp|root|work|mnt|Users|var/folders|home/(?!ubuntu\b))\b[\w./-]*')
