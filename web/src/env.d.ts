@@ -1,0 +1,1 @@
+declare module '*?url' { const address: string; export default address }
