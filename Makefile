@@ -1,5 +1,5 @@
 # imagesim: `make demo` shows it, `make test` checks it. Both set up what they need.
-.PHONY: demo test bench outputs readme docs lock clean help
+.PHONY: demo test bench outputs readme docs page lock clean help
 PY := .venv/bin/python
 
 help: ## show this list
@@ -8,11 +8,16 @@ help: ## show this list
 .venv/.ready: requirements.lock setup.py settings.ini pyproject.toml
 	@tools/env.sh
 
-demo: .venv/.ready ## run the main job on a synthetic delivery in demo/
+demo: .venv/.ready page ## run the main job on a synthetic delivery in demo/; SERVE=1 opens the map on it
 	@.venv/bin/imagesim demo --root demo
+	@if [ -n "$(SERVE)" ]; then IMAGESIM_DATA_ROOT=demo .venv/bin/imagesim serve --open; fi
 
-test: .venv/.ready ## everything that must hold: sync, notebooks, tests, docs
+test: .venv/.ready page ## everything that must hold: sync, notebooks, tests, docs
+	@tools/browser.sh
 	@$(PY) tools/check.py
+
+page: .venv/.ready ## build the map's page from web/ into imagesim/static/
+	@tools/web.sh
 
 bench: .venv/.ready ## measure against peers, in the quick form
 	@for b in benchmarks/bench_*.py; do $(PY) $$b --quick; done
@@ -31,4 +36,4 @@ lock: ## look for newer versions and write requirements.lock
 	@tools/lock.sh
 
 clean: ## remove what was built; the environment stays
-	rm -rf demo _proc _docs build dist
+	rm -rf demo _proc _docs build dist imagesim/static web/node_modules

@@ -86,7 +86,7 @@ def plot_space(
     import matplotlib.pyplot as plt
     names = np.full(len(xy), '') if groups is None else np.asarray(groups).astype(str)
     inks = group_colours(names, colours)
-    with plt.rc_context({'font.size':9, 'figure.constrained_layout.use':True, 'axes.titlesize':10.5, 'axes.titleweight':'bold', 'axes.titlelocation':'left', 'legend.frameon':False, 'savefig.bbox':None}):
+    with plt.rc_context({'font.size':9, 'figure.constrained_layout.use':True, 'axes.titlesize':10.5, 'axes.titleweight':'bold', 'axes.titlelocation':'left', 'legend.frameon':False, 'savefig.bbox':None, 'text.parse_math':False}):
         fig,axs = plt.subplots(1, 1+bool(pictures), figsize=(5.1+5.4*bool(pictures), 5.6), squeeze=False, dpi=96)
         ax = axs[0,0]
         for g,ink in inks.items(): ax.scatter(*xy[names==g].T, s=max(6, min(42, 9000/len(xy))), color=ink, alpha=.85, lw=.4, edgecolor='white', label=f'{g} ({(names==g).sum():,})')
@@ -149,13 +149,16 @@ def near_rows(
         for o,x in zip(out, (s,r)): o[a:a+1024,:order.shape[1]] = np.take_along_axis(x, order, 1)
     return out[0], out[1]
 
-# %% ../nbs/08d_audit.ipynb #82b24075
+# %% ../nbs/08d_audit.ipynb #86d7fd0d
 _INK = dict(same='#2a9d5c', other='#c8553d')
 def _font(size:int): return ImageFont.load_default(size)
 
-def _fitting(d, text:str, font, width:int)->str:
-    while text and d.textlength(text, font)>width: text = text[:-1]
-    return text
+def _write(d, xy:tuple, text:str, size:int, width:float, ink:str='#222'):
+    "Write a text, smaller where it is too wide; what is too wide even so ends in dots"
+    while size>7 and d.textlength(text, _font(size))>width: size -= 1
+    cut = text
+    while cut and d.textlength(cut+'…'*(cut!=text), _font(size))>width: cut = cut[:-1]
+    d.text(xy, cut+'…'*(cut!=text), ink, _font(size))
 
 def neighbour_sheet(
     vectors, # (n, dim)
@@ -166,21 +169,35 @@ def neighbour_sheet(
     groups=None # (n,) a name each, written below
 )->Image.Image: # RGB
     "Show samples, each with its nearest chips and their cosines"
-    v, p, gap = unit_vectors(vectors), pictures.px, 6
-    rows = np.atleast_1d(rows)
+    v, p, gap, head, foot = unit_vectors(vectors), pictures.px, 6, 20, 34 if groups is not None else 20
+    rows, left = np.atleast_1d(rows), pictures.px+4*gap # where the neighbours begin
     s, r = exact_search(v[rows], v, k+1)
-    out = Image.new('RGB', ((k+1)*(p+gap)+gap, len(rows)*(p+18)), 'white')
+    out = Image.new('RGB', (left+k*(p+gap), head+len(rows)*(p+foot)), 'white')
     d = ImageDraw.Draw(out)
+    _sheet_head(d, out.width, left, p, places is not None, groups is not None)
     for y,(row,ss,rr) in enumerate(zip(rows, s, r)):
-        others = [(float(a),int(b)) for a,b in zip(ss,rr) if b>=0 and b!=row][:k]
-        for x,(cosine,i) in enumerate([(1.,int(row)), *others]):
-            left, top = x*(p+gap)+gap*bool(x), y*(p+18)
-            out.paste(pictures(i), (left,top))
-            if x and places is not None and places[i]==places[row]: d.rectangle((left,top,left+p-1,top+p-1), outline=_INK['same'], width=4)
-            if x and groups is not None and groups[i]!=groups[row]: d.rectangle((left,top+p,left+p-1,top+p+1), fill=_INK['other'])
-            text = '' if groups is None else str(groups[i])
-            d.text((left+1,top+p+3), _fitting(d, text if x==0 else f'{cosine:.2f} {text}', _font(10), p), '#222', _font(10))
+        top = head+y*(p+foot)
+        out.paste(pictures(row), (0,top)); d.rectangle((0,top,p-1,top+p-1), outline='#222', width=3)
+        if groups is not None: _write(d, (1,top+p+3), str(groups[row]), 11, p+2*gap)
+        for x,(cosine,i) in enumerate([(float(a),int(b)) for a,b in zip(ss,rr) if b>=0 and b!=row][:k]):
+            at, other = left+x*(p+gap), groups is not None and groups[i]!=groups[row]
+            out.paste(pictures(i), (at,top))
+            if places is not None and places[i]==places[row]: d.rectangle((at,top,at+p-1,top+p-1), outline=_INK['same'], width=4)
+            if other: d.rectangle((at,top+p,at+p-1,top+p+1), fill=_INK['other'])
+            _write(d, (at+1,top+p+3), f'{cosine:.2f}', 11, p)
+            if groups is not None: _write(d, (at+1,top+p+17), str(groups[i]), 11, p-2, _INK['other'] if other else '#666')
     return out
+
+def _sheet_head(d, width:int, left:int, p:int, places:bool, groups:bool):
+    "Say what the columns and the marks are"
+    _write(d, (1,3), 'sample', 11, p); _write(d, (left+1,3), 'the nearest, with their cosines', 11, width-left)
+    at, told = width-6, ([('another group','other')] if groups else [])+([('the same place on another date','same')] if places else [])
+    for text,ink in told:
+        at -= d.textlength(text, _font(10))
+        if at-16<left+190: return # no room
+        d.text((at,4), text, '#666', _font(10))
+        d.rectangle((at-14,6,at-4,14), outline=_INK[ink], width=3) if ink=='same' else d.rectangle((at-14,10,at-4,12), fill=_INK[ink])
+        at -= 30
 
 # %% ../nbs/08d_audit.ipynb #4f9d1407
 def outliers(
@@ -318,7 +335,7 @@ def plot_attention(
     import matplotlib.pyplot as plt
     names = list(dict.fromkeys(n for t in tables.values() for n in t.index[t.chips>0]))[::-1]
     inks = ['#c8553d', *(plt.get_cmap('tab10')(i) for i in (0,2,4,5,6,8,9))]
-    with plt.rc_context({'font.size':9, 'figure.constrained_layout.use':True, 'axes.spines.top':False, 'axes.spines.right':False, 'axes.spines.left':False, 'legend.frameon':False, 'savefig.bbox':None}):
+    with plt.rc_context({'font.size':9, 'figure.constrained_layout.use':True, 'axes.spines.top':False, 'axes.spines.right':False, 'axes.spines.left':False, 'legend.frameon':False, 'savefig.bbox':None, 'text.parse_math':False}):
         fig,ax = plt.subplots(figsize=(7, .3*len(names)*max(1.3,len(tables))+1.2), dpi=96)
         for j,(label,t) in enumerate(tables.items()):
             for i,n in enumerate(names):
@@ -463,6 +480,6 @@ def error_sheet(
             x, y = i%columns*(p+gap), top+24+i//columns*(p+foot)
             out.paste(pictures(row), (x,y))
             if sure: d.rectangle((x,y,x+p-1,y+p-1), outline=_INK['other'], width=3)
-            d.text((x+1,y+p+1), _fitting(d, str(name), _font(11), p), '#222', _font(11)); d.text((x+1,y+p+14), f'{prob:.2f}, {bits:.1f} bits', '#777', _font(10))
+            _write(d, (x+1,y+p+1), str(name), 11, p+4); d.text((x+1,y+p+14), f'{prob:.2f}, {bits:.1f} bits', '#777', _font(10))
         top += h
     return out

@@ -8,7 +8,7 @@ __all__ = ['POOLS', 'IMAGENET', 'FORM', 'LayerNet', 'make_backbone', 'default_la
            'Encoder', 'load_encoder']
 
 # %% ../nbs/07a_bundle.ipynb #b3238561
-import copy, datetime, hashlib, os, re, shutil, tempfile
+import copy, datetime, errno, hashlib, os, re, shutil, tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .compress import Projection, projection_bytes, read_projection
-from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, exists, file_info, is_dir, is_remote, join, list_files, one_line,
+from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, StorageError, exists, file_info, is_dir, is_remote, join, list_files, one_line,
     read_bytes, read_json, suggest, write_bytes)
 
 # %% ../nbs/07a_bundle.ipynb #26570ac0
@@ -345,8 +345,10 @@ def _publish(out:str, files:dict):
         os.rename(tmp, out)
     except BaseException as e:
         if tmp: shutil.rmtree(tmp, ignore_errors=True)
-        if isinstance(e, OSError) and not isinstance(e, ImagesimError): raise InputError(f'{out}: can not be written ({one_line(e)}); name a new folder') from None
-        raise
+        if not isinstance(e, OSError) or isinstance(e, ImagesimError): raise
+        if e.errno in (errno.ENOSPC, errno.EDQUOT): raise StorageError(f'{out}: the disk is full; make room and run this again') from None
+        if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM): raise StorageError(f'{out}: can not be written to ({one_line(e)}); check who owns it, or name another folder') from None
+        raise InputError(f'{out}: can not be written ({one_line(e)}); name a new folder') from None
 
 # %% ../nbs/07a_bundle.ipynb #b2109937
 def make_bundle(
@@ -511,6 +513,18 @@ def encode(self:Encoder,
     x = images if torch.is_tensor(images) else torch.from_numpy(np.array(images)) # a copy: arrays from files may be read-only
     v, p = self.run(x)
     return v.cpu().numpy(), None if p is None else p.cpu().numpy()
+
+# %% ../nbs/07a_bundle.ipynb #9c45d93e
+@patch
+def plain(self:Encoder,
+    name:str|None=None # What it is called; as this one when None
+)->Encoder: # This one, if it has no projection
+    "Leave the projection out: the encoder that the projection was fitted on"
+    if self.projection is None: return self
+    out = copy.copy(self)
+    out.facts = {**self.facts, 'name':name or self.name, 'hash':identity(self.facts, False), 'dim':self.facts['features']}
+    out.projection = out._mean = out._rows = None
+    return out
 
 # %% ../nbs/07a_bundle.ipynb #c768753c
 def load_encoder(

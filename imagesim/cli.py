@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['app', 'ArdPath', 'Proc', 'Zone', 'osm_app', 'OsmRoot', 'labels_app', 'SchemaFile', 'LabelsOut', 'dataset_app',
            'DatasetName', 'Datasets', 'Runs', 'RunName', 'Chips', 'Embeddings', 'schema_app', 'SchemaName', 'Schemas',
-           'CollectionName', 'Bar', 'Quick', 'DEMO_NEXT', 'main', 'report', 'init', 'Finding', 'check_packages',
-           'check_gdal', 'check_machine', 'check_data', 'check_bucket', 'doctor', 'sync_', 'tiles', 'osm', 'status',
-           'chip', 'nodata', 'build', 'why', 'stats', 'make', 'list_', 'show', 'diff', 'verify', 'push', 'pull',
-           'train', 'evaluate', 'runs', 'encode', 'build_schema', 'apply_schema', 'list_schemas', 'show_schema',
-           'verify_schema', 'push_schema', 'pull_schema', 'search', 'synth', 'demo']
+           'CollectionName', 'Bar', 'Quick', 'mosaic_app', 'DEMO_NEXT', 'main', 'report', 'init', 'Finding',
+           'check_packages', 'check_gdal', 'check_machine', 'check_data', 'check_bucket', 'doctor', 'sync_', 'tiles',
+           'osm', 'status', 'chip', 'nodata', 'build', 'why', 'stats', 'make', 'list_', 'show', 'diff', 'verify',
+           'push', 'pull', 'train', 'evaluate', 'runs', 'encode', 'build_schema', 'apply_schema', 'list_schemas',
+           'show_schema', 'verify_schema', 'push_schema', 'pull_schema', 'search', 'build_mosaic', 'serve', 'synth',
+           'demo']
 
 # %% ../nbs/11_cli.ipynb #28dc701b
 import math, os, platform, re, shutil, subprocess, sys, time
@@ -495,7 +496,7 @@ def evaluate(
 @app.command()
 def runs(out:Runs=None):
     "List the training runs and their scores."
-    from imagesim.train import list_runs
+    from imagesim.runs import list_runs
     t = list_runs(_home(out))
     print(t.to_string(index=False) if len(t) else 'no run yet: imagesim train DATASET --run NAME')
 
@@ -637,10 +638,63 @@ def search(
     "Find the chips that look most like a chip, a place, a picture, examples, or a set of classes."
     from imagesim.search import search as search_
     given = dict(chip=chip, lonlat=_position(lonlat) if lonlat else None, date=date, image=_home(image), classes=classes, like=[_example(o) for o in like or []], unlike=[_example(o) for o in unlike or []])
-    found = search_(_schema(schema), collection, chips=_home(chips), ard=_home(ard), out=_home(out), sheet=_home(sheet), k=k, where=where, one_a_place=one_a_place, other_place=other_place,
-                    **{n:v for n,v in given.items() if v not in (None, [])})
+    import warnings
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        found = search_(_schema(schema), collection, chips=_home(chips), ard=_home(ard), out=_home(out), sheet=_home(sheet), k=k, where=where, one_a_place=one_a_place, other_place=other_place,
+                        files=True, **{n:v for n,v in given.items() if v not in (None, [])})
+    for w in told: print(f'imagesim: {w.message}', file=sys.stderr)
     print(found.drop(columns='geometry').to_string(index=False))
     for path in filter(None, (out, sheet)): print(f'written to {path}')
+
+# %% ../nbs/11_cli.ipynb #92b30efd
+mosaic_app = typer.Typer(help='Prepare the map of a delivery.', no_args_is_help=True)
+app.add_typer(mosaic_app, name='mosaic')
+
+@mosaic_app.callback()
+def _mosaic(): "Prepare the map of a delivery."
+
+@mosaic_app.command(name='build')
+def build_mosaic(ard_path:ArdPath=None, out:Annotated[Optional[str], typer.Option(help='Folder to fill.  [default: DATA_ROOT/mosaic]', show_default=False)]=None, proc:Proc=None,
+                 scheduler:Annotated[Optional[str], typer.Option(help='Dask scheduler, tcp://host:port, instead of local processes.', show_default=False)]=None):
+    "Prepare overviews, so that low zooms of the map are quick. Call it again to resume, or when dates have arrived."
+    from imagesim.mosaic import build_overviews
+    settings = get_settings()
+    raise typer.Exit(report(build_overviews(_ard(ard_path), _home(out) or Layout().mosaic, proc or settings.proc, scheduler or settings.scheduler)))
+
+# %% ../nbs/11_cli.ipynb #34e0251b
+def _token(token:str|None, file:str|None)->str|None:
+    "The token that was given, or the one in a file that others can't read"
+    if file is None: return token
+    if token: raise InputError('--token and --token-file: give one of them')
+    try: text = Path(_home(file)).read_text().strip()
+    except (OSError, UnicodeDecodeError) as e: raise InputError(f'{file}: can not be read ({one_line(e)})') from None
+    if not text: raise InputError(f'{file}: is empty; write a token into it')
+    return text
+
+def _open_page(line:str):
+    "Print what the server tells, and open its address where it names one"
+    print(line, flush=True)
+    if m := re.match(r'open (http\S+)', line):
+        import webbrowser
+        webbrowser.open(m[1])
+
+# %% ../nbs/11_cli.ipynb #879d2b44
+@app.command()
+def serve(ard_path:ArdPath=None,
+          schema:Annotated[Optional[list[str]], typer.Option(help='A similarity schema, by name or folder; repeated.  [default: all of DATA_ROOT/schemas]', show_default=False)]=None,
+          host:Annotated[str, typer.Option(help='Address to listen at; others than this machine only with a token.')]='127.0.0.1',
+          port:Annotated[int, typer.Option(min=0, max=65535, help='0 for any that is free.')]=8080,
+          token:Annotated[Optional[str], typer.Option(help="Whoever asks must have it; 'auto' makes one up.", show_default=False)]=None,
+          token_file:Annotated[Optional[str], typer.Option('--token-file', help='Read the token from this file, so that no list of processes shows it.', show_default=False)]=None,
+          root_path:Annotated[str, typer.Option('--root-path', help='Where a proxy shows the server, e.g. /proxy/8080.', show_default=False)]='',
+          cache:Annotated[Optional[str], typer.Option(help='Folder for map tiles that were made.', show_default=False)]=None,
+          overviews:Annotated[Optional[str], typer.Option(help='What `mosaic build` wrote.  [default: DATA_ROOT/mosaic]', show_default=False)]=None,
+          open_page:Annotated[bool, typer.Option('--open', help='Open the page in a browser.')]=False):
+    "Show the mosaic, the search and what was found on a map, over HTTP. Ctrl-C ends it."
+    from imagesim.serve import run_server
+    run_server(ard=_home(ard_path), schemas=[_schema(o) for o in schema] if schema else None, host=host, port=port, token=_token(token, token_file), root_path=root_path, cache=_home(cache),
+               overviews=_home(overviews), tell=_open_page if open_page else lambda line: print(line, flush=True))
 
 # %% ../nbs/11_cli.ipynb #a6697647
 @app.command()
@@ -752,6 +806,13 @@ def _demo_search(layout:Layout)->int:
     _step(11, 'A similarity schema, and an answer', *str(built).splitlines(), f'like {chip}:', *found[['chip','score','date']].head(3).to_string(index=False).splitlines(), f'all {len(found)} in {layout.root}/search.jpg')
     return max(coded.exit_code, built.exit_code)
 
+def _demo_map(layout:Layout)->int:
+    "Prepare the map"
+    from imagesim.mosaic import build_overviews
+    made = build_overviews(layout.ard, layout.mosaic)
+    _step(12, 'The map: what its low zooms are drawn from', *str(made).splitlines())
+    return made.exit_code
+
 # %% ../nbs/11_cli.ipynb #b12abb91
 @app.command()
 def demo(root:Annotated[str, typer.Option(help='Folder to work in.')]='demo',
@@ -762,7 +823,7 @@ def demo(root:Annotated[str, typer.Option(help='Folder to work in.')]='demo',
     if is_remote(layout.root): raise InputError(f'{root}: the demo works on a local disk')
     if exists(layout.tiles) and not exists(join(layout.root, 'delivery.json')): raise InputError(f'{root} holds work of your own; give the demo a folder of its own with --root')
     init_layout(layout.root)
-    codes = [_demo_delivery(layout, size), _demo_osm(layout), _demo_chips(layout), _demo_labels(layout), _demo_train(layout, epochs), _demo_search(layout)]
+    codes = [_demo_delivery(layout, size), _demo_osm(layout), _demo_chips(layout), _demo_labels(layout), _demo_train(layout, epochs), _demo_search(layout), _demo_map(layout)]
     print(DEMO_NEXT.format(root=layout.root, seconds=time.perf_counter()-start))
     raise typer.Exit(max(codes))
 
@@ -777,6 +838,7 @@ Done in {seconds:.0f} s. What there is to see:
     {root}/truth/            what is really there
 What to try next:
     export IMAGESIM_DATA_ROOT={root} PATH=.venv/bin:$PATH
+    imagesim serve     # the map: then open http://127.0.0.1:8080 (or: make demo SERVE=1)
     imagesim search --schema demo --classes 'forest and water, no major_road' --sheet forest.jpg
     imagesim evaluate demo --tta
     imagesim labels why

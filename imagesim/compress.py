@@ -82,6 +82,7 @@ def fit_pca(
 )->Projection:
     "Fit a projection that keeps the directions in which `vectors` differ most"
     n, d = np.shape(vectors)
+    if isinstance(dim, bool) or not isinstance(dim, (int,np.integer)): raise InputError(f'dim is a whole number of dimensions to keep, got {dim!r}')
     if not 1<=dim<=min(d, n-1): raise InputError(f'a projection to {dim} dimensions; {n:,} vectors of {d} allow 1 to {max(0,min(d, n-1))}')
     x = np.asarray(vectors[np.sort(np.random.default_rng(seed).choice(n, sample, replace=False))] if n>sample else vectors, 'f4')
     if not np.isfinite(x).all(): raise InputError('some vectors hold NaN or infinite numbers; leave them out')

@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache, wraps
-from html import escape
 from pathlib import Path
 
 import duckdb, numpy as np, orjson, pandas as pd, pyarrow as pa, pyarrow.compute, pyarrow.csv, pyarrow.dataset as pads, pyarrow.parquet as pq
@@ -33,7 +32,7 @@ from .classes import read_schema
 from .element import OSM_CREDIT, OSM_FILE, osm_path
 from .encoding import parquet_schema, sql_name, sql_text
 from .feature import read_osm, tag_table
-from .infra import (CorruptError, ImagesimError, InputError, MissingError, exists, file_info, get_settings, is_dir, is_remote, join,
+from .infra import (CorruptError, ImagesimError, InputError, MissingError, exists, file_info, get_settings, harmless, is_dir, is_remote, join,
     list_files, map_items, one_line, s3_filesystem, suggest)
 from .labels import label_places, label_ruler, labels_of, why
 from .read import ChipStore, contact_sheet, index_path, read_chip_index
@@ -825,7 +824,7 @@ def visualize_coverage(
 # %% ../nbs/04_explore.ipynb #29aae348
 def _escaped(v)->str:
     "Make text that no browser takes for anything else"
-    return '' if v is None or v is pd.NaT or isinstance(v, float) and math.isnan(v) else escape(str(v), quote=True)[:300]
+    return '' if v is None or v is pd.NaT or isinstance(v, float) and math.isnan(v) else harmless(v, 300)
 
 def _label_shapes(f:LabelFrame, name:str|None, where, limit:int): # GeoDataFrame with `colour` and texts, legend
     "Make squares of places, coloured by one class, or by how many they have"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUT', 'KINDS', 'MACHINES', 'ImagesimError', 'InputError', 'SettingsError', 'MissingError', 'StorageError',
-           'CorruptError', 'one_line', 'config_file', 'Settings', 'suggest', 'get_settings', 'setting_rows',
+           'CorruptError', 'one_line', 'harmless', 'config_file', 'Settings', 'suggest', 'get_settings', 'setting_rows',
            'is_remote', 'join', 'relative_path', 'Layout', 'init_layout', 's3_endpoint', 's3_filesystem',
            'storage_errors', 'FileInfo', 'file_info', 'exists', 'is_dir', 'list_files', 'list_dirs', 'atomic_path',
            'write_bytes', 'write_json', 'remove_file', 'read_bytes', 'read_json', 'merge_ranges', 'read_ranges',
@@ -61,6 +61,15 @@ def one_line(
         return f'{e.strerror}: {e.filename}' if e.filename else f'{type(e).__name__}: {e.strerror}'
     text = ' '.join(str(e).split())
     return text if isinstance(e, ImagesimError) else f'{type(e).__name__}: {text}'.rstrip(': ')
+
+# %% ../nbs/00_infra.ipynb #97d6f285
+def harmless(
+    text, # Anything; what counts is its text
+    most:int|None=None # Characters to keep of it; all when None
+)->str:
+    "Spell a text so that a browser, a script's string and a template all show it, and none runs it"
+    from html import escape
+    return ''.join(f'&#{ord(c)};' if c in '`$\\{}' else c for c in escape(str(text)[:most]))
 
 # %% ../nbs/00_infra.ipynb #66e34659
 def config_file()->Path: # `imagesim.toml`, or what IMAGESIM_CONFIG names
@@ -172,6 +181,8 @@ LAYOUT = dict(
     models='models',                     # training runs
     embeddings='embeddings',             # a vector a chip
     schemas='schemas',                   # similarity schemas: what is deployed
+    mosaic='mosaic',                     # prepared pictures for low zooms of the map
+    verdicts='verdicts',                 # what people said of search results
     tiles='tiles.parquet',               # a row an ARD tile
     nodata_index='nodata-index.json',    # chip name -> all, partial or no data
     code='code',                         # bucket only: scripts

@@ -143,9 +143,9 @@ class Relevance:
     def __str__(self): return 'the same scene' if self.scenes is not None else f'an overlap of labels of {self.threshold:g} and more'
 
 def _codes(names, n:int, what:str)->np.ndarray: # (n,) int64, -1 where there is none
-    "Number names, in the order of their first appearance"
+    "Number names, in the order of their first appearance; None and NaN are no names"
     from pandas import factorize
-    a = np.asarray(names)
+    a = np.asarray(names, object) # else a list with NaN among words becomes one of words, 'nan' among them
     if a.shape!=(n,): raise InputError(f'{what} have shape {a.shape}; they need ({n},), one a vector')
     return factorize(a)[0].astype(np.int64)
 
@@ -360,7 +360,7 @@ def plot_retrieval(
     names, t = list(comparison.results), comparison.table
     measures = [m for m in measures if m in t.index.get_level_values(0)]
     inks = ['#9aa3ad']+[plt.get_cmap('tab10')(i) for i in (0,1,2,4,5,6,8,9)]
-    with plt.rc_context({'font.size':9, 'figure.constrained_layout.use':True, 'axes.spines.top':False, 'axes.spines.right':False, 'axes.spines.left':False, 'savefig.bbox':None}):
+    with plt.rc_context({'font.size':9, 'figure.constrained_layout.use':True, 'axes.spines.top':False, 'axes.spines.right':False, 'axes.spines.left':False, 'savefig.bbox':None, 'text.parse_math':False}):
         fig,axs = plt.subplots(1, len(measures), figsize=(2.25*len(measures)+1.1, .34*len(names)+1), sharey=True, squeeze=False, dpi=96)
         for ax,m in zip(axs.flat, measures):
             for i,n in enumerate(names):

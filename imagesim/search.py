@@ -7,23 +7,24 @@ __all__ = ['RANGES', 'FIELDS', 'SAME_GROUND', 'MAX_BYTES', 'MAX_PIXELS', 'RowVie
            'true_distance', 'Origin', 'LonLatBox', 'check_box', 'read_polygon', 'make_test', 'judge', 'Where',
            'parse_where', 'count_where', 'funnel_words', 'make_where', 'class_named', 'parse_classes', 'class_scores',
            'read_picture', 'Probe', 'fit_probe', 'Searcher', 'Example', 'Query', 'NothingFound', 'chip_outlines',
-           'result_sheet', 'write_results', 'results_map', 'search']
+           'result_sheet', 'write_results', 'as_it_is', 'results_map', 'search']
 
 # %% ../nbs/08_search.ipynb #2123ac73
-import base64, io, math, re
+import base64, io, math, re, warnings
+from calendar import monthrange
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date as Date, timedelta
 from functools import reduce
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np, orjson, pandas as pd, pyarrow as pa, pyarrow.compute as pc
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from .ard import GRID_M, Cell, as_geometry, parse_chip, parse_day, reproject, utm_zone
-from .infra import (CorruptError, ImagesimError, InputError, atomic_path, file_info, one_line, plural, read_bytes, read_json, suggest, write_json)
+from .ard import GRID_M, Cell, Chip, as_geometry, parse_chip, parse_day, reproject, utm_zone
+from .infra import (CorruptError, ImagesimError, InputError, file_info, harmless, plural, read_bytes, read_json, suggest, write_bytes, write_json)
 from .nearest import check_k, unit_vectors
 from .read import ChipStore, open_jpg
 from .similarity import open_schema
@@ -197,7 +198,7 @@ def _days(value)->tuple[int,int]: # Days since 1970 of the first and the last
     s = value.isoformat()[:10] if isinstance(value, Date) else str(value).strip()
     if m := re.fullmatch('([0-9]{4})(?:-([0-9]{2}))?', s):
         first = parse_day(f'{s}-01' if m[2] else f'{s}-01-01')
-        last = (first.replace(day=28)+timedelta(4)).replace(day=1)-timedelta(1) if m[2] else Date(first.year, 12, 31)
+        last = first.replace(day=monthrange(first.year, first.month)[1]) if m[2] else Date(first.year, 12, 31)
     else: first = last = parse_day(s)
     return tuple((d-Date(1970,1,1)).days for d in (first, last))
 
@@ -300,8 +301,10 @@ def read_polygon(
     import shapely
     name = 'the polygon'
     if isinstance(polygon, Path) or isinstance(polygon, str) and polygon.lower().endswith(('.geojson','.json')): name, polygon = str(polygon), read_json(polygon)
-    if isinstance(polygon, dict) and polygon.get('type')=='FeatureCollection': g = shapely.union_all([shapely.make_valid(as_geometry(f)) for f in polygon.get('features') or []])
-    else: g = as_geometry(polygon)
+    parts = polygon.get('features') or [] if isinstance(polygon, dict) and polygon.get('type')=='FeatureCollection' else [polygon]
+    try: shapes = [as_geometry(f) for f in parts]
+    except (InputError, TypeError): raise InputError(f'{name} holds no geometry; give GeoJSON, WKT or a Shapely polygon') from None # what a file holds is not repeated
+    g = shapes[0] if len(shapes)==1 else shapely.union_all(shapely.make_valid(shapes))
     if g is None or not g.area>0: raise InputError(f'{name} is no area but {"nothing" if g is None or g.is_empty else g.geom_type}; give a polygon')
     w,s,e,n = g.bounds
     if not (-360<=w<=e<=360 and -90<=s<=n<=90): raise InputError(f'{name} reaches from {w:g}, {s:g} to {e:g}, {n:g}, which is not in degrees; give longitude and latitude')
@@ -444,8 +447,17 @@ def funnel_words(funnel:list)->str:
 # %% ../nbs/08_search.ipynb #346eb730
 def _node(text:str, test)->Node: return Node('leaf', [test], text)
 
-def _shares(given:dict, classes)->list[Node]:
-    return [_node(f'{n}{op}{v:g}', make_test(n, op, v, classes)) for n,op,v in given if v is not None]
+def _numbers(given:Iterable)->list[Node]: # Of name in the message, column, operator, value
+    read = [(column, op, _number(name, v, *RANGES[column])) for name,column,op,v in given if v is not None]
+    return [_node(f'{c}{op}{v:g}', make_test(c, op, v)) for c,op,v in read]
+
+def _shares(probs:dict|None, classes:list)->list[Node]:
+    "Make tests of classes, even of one whose name is a column's too"
+    if not isinstance(probs or {}, dict): raise InputError(f'probs is {probs!r}; give a dict of class and least probability, such as dict(forest=.5)')
+    for c in probs or {}:
+        if c not in classes: raise InputError(f'probs: there is no {c!r} among the classes; {suggest(str(c), classes)}')
+    read = [(c, _number(c, p, 0, 1)) for c,p in (probs or {}).items() if p is not None]
+    return [_node(f'{c}>={p:g}', _number_test(c, '>=', p, prob=True)) for c,p in read]
 
 def make_where(
     where:'str|Where|None'=None, # A line as for `parse_where`
@@ -464,14 +476,13 @@ def make_where(
 )->Where:
     "Put together what a result must fulfil"
     out = where if isinstance(where, Where) else parse_where(where, classes) if where else Where()
-    numbers = [('zone','=',zone), ('clear','>=',clear), ('valid','>=',valid), ('off_nadir','<=',off_nadir), *((c,'>=',p) for c,p in (probs or {}).items())]
-    tests = _shares(numbers, list(classes or ()))
+    tests = _numbers([('zone','zone','=',zone), ('clear','clear','>=',clear), ('valid','valid','>=',valid), ('off_nadir','off_nadir','<=',off_nadir)])+_shares(probs, list(classes or ()))
     tests += [_node(f'date{op}{d}', make_test('date', op, d)) for op,d in (('>=',since), ('<=',until), ('=',on)) if d is not None]
     if catalog_id is not None: tests.append(_node(f'catalog_id={catalog_id}', make_test('catalog_id', 'in', catalog_id if isinstance(catalog_id, (list,tuple,set)) else [catalog_id])))
     if box is not None: tests.append(_node(f'box({", ".join(f"{v:g}" for v in check_box(box))})', _box_test(check_box(box))))
     if polygon is not None: tests.append(_node('polygon', _polygon_test(read_polygon(polygon))))
     if other_place: tests.append(_node('other_place', _other_place))
-    if apart_m is not None: tests.append(_node(f'distance>={apart_m:g}', make_test('distance', '>=', apart_m)))
+    tests += _numbers([('apart_m','distance','>=',apart_m)])
     return out & Where(tuple(tests), one_a_place)
 
 # %% ../nbs/08_search.ipynb #3b4ac4ea
@@ -498,6 +509,7 @@ def parse_classes(
         if not words: raise w.error(f'a class is expected {f"where {w.peek()!r} stands" if w.peek() else "at the end"}')
         return Node('leaf', [class_named(' '.join(words), classes)], w.since(start))
     if not classes: raise InputError('classes: the encoder of this schema knows no classes; search by chip, place, picture or examples')
+    if not isinstance(text, str) and not (isinstance(text, (list,tuple)) and all(isinstance(c, str) for c in text)): raise InputError(f'classes is {text!r}; write a line such as {_EXAMPLES["classes"]!r}, or a list of names')
     return parse_line(text if isinstance(text, str) else ', '.join(text), 'classes', leaf)
 
 # %% ../nbs/08_search.ipynb #99e5cdc5
@@ -511,7 +523,7 @@ def class_scores(
     if node.kind=='not': return 1-s[0]
     return reduce(np.multiply, s) if node.kind=='and' else 1-reduce(np.multiply, [1-x for x in s])
 
-# %% ../nbs/08_search.ipynb #465b5e2d
+# %% ../nbs/08_search.ipynb #9fa84b16
 MAX_BYTES, MAX_PIXELS = 64*2**20, 80_000_000 # of a picture that is sent as a query
 _FORMATS = ['JPEG','PNG','WEBP','TIFF','GIF','BMP']
 
@@ -522,21 +534,32 @@ def read_picture(
     max_pixels:int=MAX_PIXELS
 )->Image.Image: # RGB, square
     "Read a picture, whatever its size and orientation, or say what is wrong with it"
+    im = _square(*_opened(source, max_bytes, max_pixels))
+    return im if size in (None, im.width) else im.resize((size,size), Image.Resampling.LANCZOS if size<im.width else Image.Resampling.BICUBIC)
+
+def _opened(source, max_bytes:int=MAX_BYTES, max_pixels:int=MAX_PIXELS)->tuple[Image.Image,str]: # Picture, its name for messages
     name = str(source) if isinstance(source, (str,Path)) else 'the picture'
-    if isinstance(source, (str,Path)):
-        if (n := file_info(source).size)>max_bytes: raise InputError(f'{name} has {n:,} bytes; a picture may have {max_bytes:,}')
-        source = read_bytes(source)
+    if isinstance(source, (str,Path)): source = _file_bytes(source, max_bytes)
+    if isinstance(source, (bytes,bytearray)): return _open_picture(bytes(source), name, max_bytes, max_pixels), name
     if isinstance(source, np.ndarray):
-        if source.ndim!=3 or source.shape[2]!=3 or source.dtype!=np.uint8: raise InputError(f'a picture as an array is (h, w, 3) uint8, not {source.shape} {source.dtype}')
+        if source.ndim!=3 or source.shape[2]!=3 or source.dtype!=np.uint8 or not source.size: raise InputError(f'a picture as an array is (h, w, 3) uint8, not {source.shape} {source.dtype}')
         source = Image.fromarray(source)
-    im = _open_picture(source, name, max_bytes, max_pixels) if isinstance(source, bytes) else source
+    if not isinstance(source, Image.Image): raise InputError(f'a {type(source).__name__} is no picture; give a path, bytes, a Pillow image or an array')
+    return source, name
+
+def _square(im:Image.Image, name:str)->Image.Image: # RGB
+    "Cut the largest square out of the middle"
     side = min(im.size)
     if side<8: raise InputError(f'{name} is {im.width} x {im.height} pixels; there is nothing to see in that')
     left, top = (im.width-side)//2, (im.height-side)//2
-    im = _on_white(im.crop((left, top, left+side, top+side)))
-    return im if size in (None, side) else im.resize((size,size), Image.Resampling.LANCZOS if size<side else Image.Resampling.BICUBIC)
+    try: return _on_white(im.crop((left, top, left+side, top+side)))
+    except (OSError, SyntaxError, ValueError): raise CorruptError(f'{name}: not a readable picture; it is damaged, or cut off') from None # a Pillow image is read when it is needed
 
 # %% ../nbs/08_search.ipynb #230fce36
+def _file_bytes(path:str|Path, max_bytes:int=MAX_BYTES)->bytes:
+    if (n := file_info(path).size)>max_bytes: raise InputError(f'{path} has {n:,} bytes; a picture may have {max_bytes:,}')
+    return read_bytes(path)
+
 def _open_picture(data:bytes, name:str, max_bytes:int, max_pixels:int)->Image.Image:
     "Decode a picture from outside"
     if len(data)>max_bytes: raise InputError(f'{name} has {len(data):,} bytes; a picture may have {max_bytes:,}')
@@ -545,10 +568,10 @@ def _open_picture(data:bytes, name:str, max_bytes:int, max_pixels:int)->Image.Im
         if (n := im.width*im.height)>max_pixels: raise InputError(f'{name} has {n:,} pixels ({im.width} x {im.height}); a picture may have {max_pixels:,}')
         im.load()
         return ImageOps.exif_transpose(im)
-    except UnidentifiedImageError: raise CorruptError(f'{name}: no picture; it begins with {data[:8]!r}. JPEG, PNG, WebP, TIFF, GIF and BMP are read') from None
+    except UnidentifiedImageError: raise CorruptError(f'{name}: no picture; JPEG, PNG, WebP, TIFF, GIF and BMP are read') from None
     except Image.DecompressionBombError: raise InputError(f'{name} claims to have far more than {max_pixels:,} pixels, and no more are read') from None
     except ImagesimError: raise
-    except Exception as e: raise CorruptError(f'{name}: not a readable picture ({one_line(e)})') from None # decoders raise anything on a broken file
+    except Exception: raise CorruptError(f'{name}: not a readable picture; it is damaged, or cut off') from None # decoders raise anything on a broken file, and may quote from it
 
 def _on_white(im:Image.Image)->Image.Image:
     "Make RGB of any kind of picture"
@@ -677,7 +700,7 @@ def at(self:Searcher,
         late = np.maximum(np.maximum(first-days, days-last), 0)
     return int(rows[np.lexsort((rows, -v.numbers('valid')[rows], v.numbers('zone')[rows]!=owner, late))[0]])
 
-# %% ../nbs/08_search.ipynb #80ccae49
+# %% ../nbs/08_search.ipynb #9184cfb4
 @dataclass
 class Example:
     "A vector, and where it comes from"
@@ -688,19 +711,28 @@ class Example:
 
 @patch
 def example(self:Searcher,
-    item, # Chip name, (lon, lat), path of a picture, Pillow image, bytes, or a vector
-    date=None # For a position
+    item, # Chip name, (lon, lat), path of a picture (a `Path`; as text only with `files`), Pillow image, bytes, or a vector
+    date=None, # For a position
+    files:bool=False # Is text that is no chip name the path of a picture, local or s3://?
 )->Example:
     "Turn whatever shows what is meant into a vector"
-    if isinstance(item, str) and re.match('Z[0-9]{2}-', item.rpartition('/')[2]): row = self.rows_of([item])[0]
-    elif isinstance(item, (tuple,list)) and len(item)==2:
-        try: row = self.at(float(item[0]), float(item[1]), date)
-        except TypeError: raise InputError(f'{item!r} is no position; give (longitude, latitude)') from None
-    elif isinstance(item, (str,Path,bytes,Image.Image)) or isinstance(item, np.ndarray) and item.ndim==3: return self._picture_example(item)
-    else:
-        if np.ndim(item)!=1: raise InputError(f'a {type(item).__name__} is no query; give a chip name, (lon, lat), a picture or a vector')
-        return Example('a vector', self._unit(item))
-    return Example(self.view.texts('chip', [row])[0], self.collection.vectors([row])[0], row)
+    if isinstance(item, Chip) or isinstance(item, str) and re.match('Z[0-9]{2}-', item.rpartition('/')[2]): return self._row_example(self.rows_of([item])[0])
+    if isinstance(item, str) and not files: raise InputError(f'{item!r} is no chip name; the file of a picture is given as pathlib.Path, or with files=True')
+    if isinstance(item, (str,Path,bytes,bytearray,Image.Image)) or isinstance(item, np.ndarray) and item.ndim==3: return self._picture_example(item)
+    if isinstance(item, (tuple,list)) and len(item)==2: return self._row_example(self.at(*_lonlat(item), date))
+    if np.ndim(item)!=1: raise InputError(f'a {type(item).__name__} is no query; give a chip name, (lon, lat), a picture or a vector')
+    return Example('a vector', self._unit(item))
+
+@patch
+def _row_example(self:Searcher, row:int)->Example: return Example(self.view.texts('chip', [row])[0], self.collection.vectors([row])[0], row)
+
+def _lonlat(position)->tuple[float,float]:
+    "Read a position"
+    try:
+        if isinstance(position, (str,bytes)): raise TypeError
+        lon, lat = (float(v) for v in position)
+    except (TypeError, ValueError): raise InputError(f'{position!r} is no position; give (longitude, latitude)') from None
+    return lon, lat
 
 # %% ../nbs/08_search.ipynb #dc668186
 @patch
@@ -714,12 +746,24 @@ def _picture_example(self:Searcher, item)->Example:
     "Encode a picture from outside"
     encoder = getattr(self.schema, 'encoder', None)
     if encoder is None: raise InputError('a picture needs the encoder; open the searcher with the schema, not with its collection alone')
-    im = read_picture(item)
-    vector = encoder.encode(np.asarray(im.resize((encoder.size,)*2, Image.Resampling.BILINEAR)).transpose(2,0,1)[None])[0][0]
-    small = io.BytesIO()
-    im.resize((256,256), Image.Resampling.LANCZOS).save(small, 'JPEG', quality=88)
-    name = Path(str(item)).name if isinstance(item, (str,Path)) else 'a picture'
-    return Example(name, self._unit(vector), picture=base64.b64encode(small.getvalue()).decode())
+    name = str(item) if isinstance(item, (str,Path)) else 'the picture'
+    data = _file_bytes(item) if isinstance(item, (str,Path)) else bytes(item) if isinstance(item, (bytes,bytearray)) else None
+    im = _square(_opened(item)[0] if data is None else _open_picture(data, name, MAX_BYTES, MAX_PIXELS), name)
+    vector = encoder.encode(_as_chips_are(im, data, encoder.size)[None])[0][0]
+    im.resize((256,256), Image.Resampling.LANCZOS).save(small := io.BytesIO(), 'JPEG', quality=88)
+    return Example(Path(name).name if isinstance(item, (str,Path)) else 'a picture', self._unit(vector), picture=base64.b64encode(small.getvalue()).decode())
+
+def _as_chips_are(im:Image.Image, data:bytes|None, size:int): # (3, size, size) uint8 tensor
+    "Bring a picture to the size of the network, by the very steps that chips take"
+    import torch
+    from imagesim.loader import decode_chip
+    if data and data[:2]==b'\xff\xd8':
+        head = Image.open(io.BytesIO(data), formats=['JPEG'])
+        if head.width==head.height and head.getexif().get(0x0112, 1)==1: # nothing was cut or turned
+            try: return decode_chip(data, size)
+            except CorruptError: pass # Pillow could read it
+    x = torch.from_numpy(np.array(im)).permute(2,0,1)[None]
+    return (x if im.width==size else torch.nn.functional.interpolate(x, (size,size), mode='bilinear', antialias=True))[0]
 
 # %% ../nbs/08_search.ipynb #065c3865
 @dataclass
@@ -745,17 +789,18 @@ class Query:
 def _listed(v)->list:
     "Make a list of one thing or of several"
     if v is None: return []
-    position = isinstance(v, tuple) and len(v)==2 and all(isinstance(x, (int,float,np.number)) for x in v)
-    one = position or isinstance(v, (str,Path,bytes,Image.Image)) or isinstance(v, np.ndarray) and v.ndim!=2 # rows of an array are vectors
-    return [v] if one else list(v)
+    position = isinstance(v, (tuple,list)) and len(v)==2 and all(isinstance(x, (int,float,np.number)) for x in v)
+    one = position or isinstance(v, (str,Path,bytes,bytearray)) or isinstance(v, np.ndarray) and v.ndim!=2 # rows of an array are vectors
+    return [v] if one or not isinstance(v, Iterable) else list(v)
 
 @patch
-def query(self:Searcher, chip=None, lonlat=None, date=None, image=None, like=(), unlike=(), classes=None, vector=None)->Query:
+def query(self:Searcher, chip=None, lonlat=None, date=None, image=None, like=(), unlike=(), classes=None, vector=None, files=False)->Query:
     "Gather what a question consists of; the arguments are those of `search`"
     if date is not None and lonlat is None: raise InputError('date= chooses the acquisition at a position and comes with lonlat=; to filter results use on=, since= or until=')
-    likes = [self.example(i, date) for v in (chip, lonlat, image, like) for i in _listed(v)]
+    likes = [self._row_example(r) for r in self.rows_of(_listed(chip))]+[self._row_example(self.at(*_lonlat(p), date)) for p in _listed(lonlat)]
+    likes += [self._picture_example(i) for i in _listed(image)]+[self.example(i, date, files) for i in _listed(like)]
     if vector is not None: likes += [Example('a vector', self._unit(v)) for v in np.atleast_2d(vector)]
-    q = Query(likes, [self.example(i) for i in _listed(unlike)], parse_classes(classes, self.view.classes) if classes else None)
+    q = Query(likes, [self.example(i, files=files) for i in _listed(unlike)], parse_classes(classes, self.view.classes) if classes else None)
     if not (q.likes or q.classes): raise InputError('nothing to look for; give a chip, lonlat, image, like, classes or vector'+(' beside what is not wanted' if q.unlikes else ''))
     return q
 
@@ -894,38 +939,48 @@ def likely(self:RowView,
 
 # %% ../nbs/08_search.ipynb #0c8b5d56
 _FILTERS = {'zone','box','polygon','since','until','on','catalog_id','probs','clear','valid','off_nadir','other_place','apart_m','one_a_place'}
-_ASKS = {'chip','lonlat','date','image','like','unlike','classes','vector','k','where','empty'}
+_ASKS = {'chip','lonlat','date','image','like','unlike','classes','vector','k','where','empty','files'}
 
 @patch
 def search(self:Searcher,
-    chip:'str|None'=None, # A chip's name
+    chip:'str|None'=None, # A chip's name, or several; nothing is opened by it
     *, lonlat:tuple|None=None, # Longitude, latitude: the chip that lies there
     date=None, # Which acquisition there: the nearest to this day; the latest when None
     image=None, # A picture: path (local or s3://), bytes or Pillow image
-    like=(), # Examples: chip names, positions, pictures
+    like=(), # Examples: chip names, positions, pictures (bytes, Pillow images, a `Path`)
     unlike=(), # Examples of what is not wanted
     classes:'str|list|None'=None, # e.g. 'forest and water, no road'
     vector=None, # (dim,) or several
     k:int=20, # Results, at most
     where:'str|Where|None'=None, # A line as for `parse_where`
     empty:str='raise', # Where nothing passes: 'raise', or 'return' an empty table
+    files:bool=False, # May text in `like` and `unlike` be the path of a picture? Not where strangers write it
     **filters # As in `make_where`: zone, box, polygon, since, until, on, catalog_id, probs, clear, valid, off_nadir, other_place, apart_m, one_a_place
 ): # GeoDataFrame, best first
     "Find the chips that are most like what is asked"
     if odd := [f for f in filters if f not in _FILTERS]: raise InputError(f'search has no {odd[0]!r}; {suggest(odd[0], _FILTERS|_ASKS)}')
     if empty not in ('raise','return'): raise InputError(f"empty is {empty!r}; it is 'raise' or 'return'")
     k, w = check_k(k), make_where(where, self.view.classes, **filters)
-    q, v = self.query(chip, lonlat, date, image, like, unlike, classes, vector), self.view
+    q, v = self.query(chip, lonlat, date, image, like, unlike, classes, vector, files), self.view
     near = [e.row for e in q.likes if e.row>=0]
     origin = Origin(np.column_stack([v.numbers('lon')[near], v.numbers('lat')[near]]) if near else None)
     keep, funnel = count_where(w, v, origin)
-    p = self.probe(q)
+    left, own, p = funnel[-1][1], len(q.rows) if keep is None else int(np.count_nonzero(keep[q.rows])), self.probe(q)
     ranked, total = self.ranker(q, p, keep)
-    if total!=funnel[-1][1]: funnel.append(['beside the query itself', total, 0])
-    if not total and empty=='raise': raise NothingFound(f'no chip passes ({funnel_words(funnel)}); loosen {next(t for t,n,_ in funnel if not n)!r}', funnel)
+    if own: funnel.append([_ITSELF, left-own, 0])
+    if total!=left-own: funnel.append([_KNOWN, total, left-own-total])
+    if not total and empty=='raise': raise NothingFound(f'no chip passes ({funnel_words(funnel)}); {_way_out(funnel)}', funnel)
     scores, rows = self.best(ranked, total, k, w.one_a_place)
     if p and q.classes is None: scores = p.of_cosine(scores)
     return self._told(self.frame(q, scores, rows, origin), q, w, funnel)
+
+# %% ../nbs/08_search.ipynb #9ffd0d5d
+_ITSELF, _KNOWN = 'beside the query itself', 'with probabilities of the classes' # lines of a funnel that no filter wrote
+
+def _way_out(funnel:list)->str:
+    text = next(t for t,n,_ in funnel if not n)
+    if text==_KNOWN: return 'the encoder has left none for these chips; search by chip, place, picture or examples'
+    return 'loosen the filters' if text==_ITSELF else f'loosen {text!r}'
 
 # %% ../nbs/08_search.ipynb #fcf24a5c
 @patch
@@ -980,9 +1035,10 @@ def result_sheet(
     most:int=200 # Results shown
 )->Image.Image: # RGB
     "Lay out results, the query first"
+    lost = []
     def read(name):
         try: return open_jpg(store.read([name])[0], name)
-        except (ImagesimError, OSError): return None
+        except (ImagesimError, OSError) as e: lost.append(e)
     a, shown = result.attrs, result.head(most)
     asked = [(e,_LIKE,'query' if len(a['query']['like'])==1 else 'like') for e in a['query']['like']]+[(e,_UNLIKE,'unlike') for e in a['query']['unlike']]
     first = [_thumb(_example_pictures([e], read)[0], px, day=e['date'], frame=f, tag=t) for e,f,t in asked]
@@ -993,6 +1049,7 @@ def result_sheet(
     out = Image.new('RGB', (columns*(px+gap)-gap, math.ceil(len(pics)/columns)*(px+gap)-gap+46), 'white')
     for i,p in enumerate(pics):
         if p: out.paste(p, (i%columns*(px+gap), 26+i//columns*(px+gap)))
+    if lost: warnings.warn(f'{len(lost)} of {plural(len(first)+len(shown)-first.count(None), "picture")} on the sheet missing, looked for in {store.chips}; say with chips= (and ard=) where they are', stacklevel=2)
     _sign_sheet(out, a, len(shown))
     return out
 
@@ -1015,10 +1072,18 @@ def _sign_sheet(im:Image.Image, attrs:dict, n:int):
 @patch
 def contact_sheet(self:Searcher, result, path:str|Path|None=None, **kw)->Image.Image:
     "Lay out results, and write the sheet where a path is given; further arguments as for `result_sheet`"
+    kind = None if path is None else _sheet_kind(path)
     im = result_sheet(result, self.store, **kw)
-    if path is not None:
-        with atomic_path(path) as tmp: im.save(tmp)
+    if kind:
+        im.save(out := io.BytesIO(), kind, **dict(quality=90) if kind=='JPEG' else {})
+        write_bytes(path, out.getvalue())
     return im
+
+def _sheet_kind(path:str|Path)->str:
+    "Tell by its name how a sheet is written"
+    kind = {'.png':'PNG', '.jpg':'JPEG', '.jpeg':'JPEG'}.get(PurePosixPath(str(path)).suffix.lower())
+    if not kind: raise InputError(f'a sheet is written as .png or .jpg, not as {PurePosixPath(str(path)).name!r}')
+    return kind
 
 # %% ../nbs/08_search.ipynb #759c3e41
 def write_results(
@@ -1039,6 +1104,9 @@ def write_results(
     write_json(path, dict(type='FeatureCollection', credits=a.get('credits', []), query=q.get('text'), **names,
         **{n:a.get(n) for n in ('score','where','schema','collection','generation')}, features=rows))
 
+# %% ../nbs/08_search.ipynb #bd10c11e
+def as_it_is(text:str)->str: return str(text).replace('$', r'\$') # For matplotlib: no formula
+
 # %% ../nbs/08_search.ipynb #584e1813
 @patch
 def visualize_results(self:Searcher,
@@ -1046,7 +1114,6 @@ def visualize_results(self:Searcher,
 ): # Figure
     "Draw where the results lie, among all places of the collection"
     from imagesim.explore import signed, styled
-    from matplotlib.collections import PolyCollection
     v, a = self.view, result.attrs
     middle = float(result.lon.iloc[0]) if len(result) else float(v.numbers('lon')[0])
     def east(lon): return middle+(np.asarray(lon, float)-middle+180)%360-180 # continuous round the antimeridian
@@ -1056,14 +1123,16 @@ def visualize_results(self:Searcher,
         import matplotlib.pyplot as plt
         fig,ax = plt.subplots(figsize=(6.4,4.8))
         lon, lat = east(v.numbers('lon')[::step]), v.numbers('lat')[::step]
-        ax.scatter(lon, lat, s=np.clip(3e4/max(1,len(lon)), .5, 30), c='#e3e6ea', marker='s', lw=0, zorder=1)
-        dots = ax.scatter(east(result.lon), result.lat, c=result.score, s=58, cmap='viridis', ec='white', lw=.8, zorder=3)
-        for e in a['query']['like']:
-            if e['lonlat']: ax.plot(east(e['lonlat'][0]), e['lonlat'][1], '*', ms=17, c='#e8590c', mec='white', zorder=4)
-        ax.set(xlabel='longitude', ylabel='latitude', aspect=1/max(.05, np.cos(np.radians(np.nanmean(lat)))), title=a['query']['text'])
+        ax.scatter(lon, lat, s=np.clip(3e4/max(1,len(lon)), .5, 30), c='#dfe3e8', marker='s', lw=0, zorder=1, label='all places')
+        dots = ax.scatter(east(result.lon), result.lat, c=result.score, s=58, cmap='viridis', ec='white', lw=.8, zorder=3, label='results')
+        at = np.array([e['lonlat'] for e in a['query']['like'] if e['lonlat']], float).reshape(-1,2)
+        if len(at): ax.plot(east(at[:,0]), at[:,1], '*', ms=17, c='#e8590c', mec='white', zorder=4, label='the query' if len(at)==1 else 'likes')
+        ax.set(xlabel='longitude', ylabel='latitude', aspect=1/max(.05, np.cos(np.radians(np.nanmean(lat)))))
+        ax.set_title(as_it_is(a['query']['text']), pad=24)
+        for m in ax.legend(loc='lower left', bbox_to_anchor=(-.02,1), ncols=3, frameon=False, fontsize=8.5, handletextpad=.3, columnspacing=1.4, borderaxespad=.2).legend_handles: m.set(markersize=11) if hasattr(m, 'set_markersize') else m.set_sizes([40])
         ax.ticklabel_format(useOffset=False); ax.locator_params(nbins=5)
         if len(result): fig.colorbar(dots, ax=ax, label=a['score'], shrink=.85)
-        return signed(fig, *a['credits'])
+        return signed(fig, *map(as_it_is, a['credits']))
     return draw()
 
 # %% ../nbs/08_search.ipynb #3a150de7
@@ -1074,22 +1143,21 @@ def results_map(
     "Put results on a map for JupyterLab"
     try: import folium
     except ImportError: raise InputError("a moving map needs folium: pip install folium (or 'imagesim[lab]')") from None
-    from html import escape
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
     if not len(result): raise InputError('nothing to show: the result is empty')
     s, a = result.score.to_numpy(), result.attrs
     shade = [to_hex(c) for c in colormaps['viridis']((s-s.min())/max(1e-9, s.max()-s.min()))]
-    safe = result[['geometry']].assign(colour=shade, text=[escape(f'{c}  {x:.3f}  {d:%Y-%m-%d}' if not pd.isna(d) else f'{c}  {x:.3f}') for c,x,d in zip(result.chip, s, result.date)])
+    safe = result[['geometry']].assign(colour=shade, text=[harmless(f'{c}  {x:.3f}  {d:%Y-%m-%d}' if not pd.isna(d) else f'{c}  {x:.3f}') for c,x,d in zip(result.chip, s, result.date)])
     west, south, east, north = result.total_bounds
     m = folium.Map(location=[(south+north)/2,(west+east)/2], tiles=tiles, control_scale=True, prefer_canvas=True)
     style = lambda f: dict(color=f['properties']['colour'], fillColor=f['properties']['colour'], weight=2, fillOpacity=.6)
     folium.GeoJson(safe.to_json(drop_id=True), style_function=style, tooltip=folium.GeoJsonTooltip(['text'], labels=False)).add_to(m)
     for e in a['query']['like']:
-        if e['lonlat']: folium.CircleMarker(e['lonlat'][::-1], radius=8, color='#e8590c', weight=3, tooltip=escape(f"query {e['name']}")).add_to(m)
+        if e['lonlat']: folium.CircleMarker(e['lonlat'][::-1], radius=8, color='#e8590c', weight=3, tooltip=harmless(f"query {e['name']}")).add_to(m)
     m.fit_bounds([[south,west],[north,east]])
     note = 'position:fixed;right:10px;bottom:2px;z-index:999;background:rgba(255,255,255,.9);padding:4px 8px;font:11px sans-serif;color:#333'
-    m.get_root().html.add_child(folium.Element(f"<div style='{note}'>{escape(a['query']['text'])} · {escape(a['score'])} · {escape(' · '.join(a['credits']))}</div>"))
+    m.get_root().html.add_child(folium.Element(f"<div style='{note}'>{harmless(' · '.join([a['query']['text'], a['score'], *a['credits']]))}</div>"))
     return m
 
 # %% ../nbs/08_search.ipynb #4416ebfe
@@ -1102,6 +1170,7 @@ def search(
     **query # As for `Searcher.search`
 ): # GeoDataFrame
     "Open a schema, ask it once, and write down the answer"
+    if sheet is not None: _sheet_kind(sheet) # before anything is searched
     s = schema if isinstance(schema, Searcher) else Searcher(schema, collection, chips, ard)
     result = s.search(**query)
     if out is not None: write_results(result, out)

@@ -1,5 +1,6 @@
 """What several test files need: a real S3 server, the real data where it is present, the command line as the shell runs it."""
-import os, subprocess, sys
+import os, re, subprocess, sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,14 @@ def here(tmp_path, monkeypatch, capfd):
         out, err = capfd.readouterr()
         return SimpleNamespace(returncode=end.value.code or 0, stdout=out, stderr=err)
     return run
+
+NEEDS = dict(torch=r'\bimport torch\b|imagesim\.(loader|loss|model|augment|train|bundle|encode|audit)\b', fastapi=r'imagesim\.serve\b')
+
+def pytest_ignore_collect(collection_path):
+    "Leave out files whose subject needs a package of an extra that is not installed"
+    if collection_path.suffix!='.py' or not collection_path.name.startswith('test_'): return None
+    text = collection_path.read_text(encoding='utf-8')
+    return any(find_spec(p) is None and re.search(pattern, text, re.M) for p,pattern in NEEDS.items()) or None
 
 LONG = 'cli', 'train', 'synth', 'extract', 'page', 'serve', 'loader', 'chip', 'labels', 'encode', 'osm', 'dataset', 'mosaic', 'nodata', 'similarity', 'explore'
 

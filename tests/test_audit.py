@@ -180,7 +180,27 @@ def test_pictures_from_anywhere_and_sheets(vectors, tmp_path):
     assert sheet.shape==(10*22-2, 12*22-2, 3)
     tiles = {sheet[y*22:y*22+20, x*22:x*22+20].tobytes() for y in range(10) for x in range(12)}
     assert len(tiles)==120 # every chip, once
-    assert neighbour_sheet(vectors, [1,2], files, k=4, places=np.arange(120)//2, groups=np.arange(120)%3).size==(5*26+6, 2*38)
+    assert neighbour_sheet(vectors, [1,2], files, k=4, places=np.arange(120)//2, groups=np.arange(120)%3).size==(20+24+4*26, 20+2*(20+34))
+    plain = neighbour_sheet(vectors, [1,2], files, k=4)
+    assert plain.size==(20+24+4*26, 20+2*(20+20)) and np.asarray(plain)[20,10].tolist()==[34,34,34] # the sample has a frame
     fig = plot_space(xy, np.arange(120)%25, files, columns=8)
     assert len(fig.axes)==2
     with pytest.raises(InputError, match="method is 'umap'"): lay_out(vectors, 'umap')
+
+def test_a_long_name_stays_in_its_column():
+    "Written smaller, and cut with dots where even that is too wide"
+    import imagesim.audit as A
+    from PIL import Image, ImageDraw
+    for name in ('industry_retail', 'a name that nobody could read at this width'):
+        im = Image.new('L', (200,40), 255)
+        A._write(ImageDraw.Draw(im), (0,5), name, 11, 72, '#000')
+        ink = np.flatnonzero((np.asarray(im)<200).any(0))
+        assert 40<ink.max()<=72
+
+def test_names_are_no_formulas(vectors, tmp_path):
+    groups = np.array(['$x_{$', 'a$b$c'])[np.arange(120)%2]
+    fig = plot_space(lay_out(vectors, 'pca'), groups, title='$ \\bad_{$', credit='$x_{$ $')
+    fig.savefig(tmp_path/'a.png')
+    fig = plot_attention({'$x_{$ $':attends_to(vectors, {'$x_{$ a $':groups}, draws=9)}, credit='$x_{$ $')
+    fig.savefig(tmp_path/'b.png')
+    assert fig.axes[0].get_yticklabels()[0].get_text()=='$x_{$ a $'

@@ -1,5 +1,5 @@
 """Encoder bundles: identity, damage, forgery, buckets, runs of ours and modules of others"""
-import json, os, shutil, subprocess, sys
+import errno, json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -9,7 +9,7 @@ from conftest import ROOT
 from imagesim.bundle import (LayerNet, _canonical, _seal, check_bundle, choose_device, choose_precision, fold_batchnorm, identity, load_encoder, make_backbone, make_bundle,
     open_bundle, register_encoder)
 from imagesim.compress import fit_pca
-from imagesim.infra import CorruptError, ImagesimError, InputError, MissingError
+from imagesim.infra import CorruptError, ImagesimError, InputError, MissingError, StorageError
 
 SPEC = dict(backbone='squeezenet1_0', weights='random', size=64)
 PICTURES = np.random.default_rng(0).integers(0, 256, (4,3,64,64), dtype='u1')
@@ -187,3 +187,17 @@ def test_pictures_of_any_size_and_nothing_else(plain):
     assert enc.encode(np.repeat(np.repeat(PICTURES, 2, 2), 2, 3))[0].shape==(4,8)
     for bad in (PICTURES.astype('f4'), PICTURES[0], PICTURES[:,:2]):
         with pytest.raises(InputError): enc.encode(bad)
+
+def test_the_encoder_below_a_projection(plain):
+    enc = load_encoder(plain, 'cpu')
+    below, bare = enc.plain('below'), load_encoder(SPEC, 'cpu')
+    assert (below.name, below.hash, below.dim)==('below', plain.facts['base'], 512)==('below', bare.hash, bare.dim) and (enc.dim, enc.name)==(8, 'squeezenet1_0')
+    assert np.array_equal(below.encode(PICTURES)[0], bare.encode(PICTURES)[0]) and enc.encode(PICTURES)[0].shape==(4,8)
+    assert bare.plain('x') is bare
+
+def test_a_full_disk_is_not_a_name_that_is_taken(tmp_path, monkeypatch):
+    for n,say in ((errno.ENOSPC,'the disk is full'), (errno.EROFS,'can not be written to'), (errno.EACCES,'check who owns it')):
+        def full(*a, n=n): raise OSError(n, os.strerror(n))
+        monkeypatch.setattr(os, 'rename', full)
+        with pytest.raises(StorageError, match=say): make_bundle(SPEC, tmp_path/'b')
+        assert os.listdir(tmp_path)==[]

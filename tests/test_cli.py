@@ -9,12 +9,12 @@ def one_error_line(p): return p.returncode==2 and len(p.stderr.strip().splitline
 def test_help_names_every_command(imagesim, here):
     p = imagesim('--help')
     assert p.returncode==0
-    for name in 'init', 'doctor', 'sync', 'tiles', 'osm', 'chip', 'nodata', 'labels', 'dataset', 'train', 'evaluate', 'runs', 'encode', 'schema', 'search', 'synth', 'demo':
+    for name in 'init', 'doctor', 'sync', 'tiles', 'osm', 'chip', 'nodata', 'labels', 'dataset', 'train', 'evaluate', 'runs', 'encode', 'schema', 'search', 'mosaic', 'serve', 'synth', 'demo':
         assert re.search(rf'^  {name}\s+\w', p.stdout, re.M)
         h = here(name, '--help')
         assert h.returncode==0 and 'Usage: imagesim' in h.stdout and not re.search(r'\bTODO\b|None]', h.stdout)
 
-@pytest.mark.parametrize('group,names', [('osm',['status']), ('labels',['build','why','stats']), ('dataset',['make','list','show','diff','verify','push','pull']), ('schema',['build','apply','list','show','verify','push','pull'])])
+@pytest.mark.parametrize('group,names', [('osm',['status']), ('labels',['build','why','stats']), ('dataset',['make','list','show','diff','verify','push','pull']), ('schema',['build','apply','list','show','verify','push','pull']), ('mosaic',['build'])])
 def test_help_names_every_command_of_a_group(here, group, names):
     p = here(group, '--help')
     assert p.returncode==0
@@ -81,6 +81,7 @@ def test_tiles_of_the_real_tile(imagesim, shared, tmp_path):
 @pytest.mark.timeout(900) # two demos and a score of commands
 def test_demo_runs_and_finds_itself_done(imagesim, here, tmp_path):
     "and what it leaves can be asked by the commands"
+    pytest.importorskip('torch')
     demo = lambda: imagesim('demo', '--root', 'demo', '--size', '4', '--epochs', '1', timeout=280)
     p = demo()
     assert p.returncode==0, p.stderr

@@ -32,7 +32,7 @@ def test_a_sample_is_drawn_the_same_way_each_time():
     assert np.array_equal(fit_pca(v, 4, sample=300).components, fit_pca(v, 4, sample=300).components)
     assert not np.array_equal(fit_pca(v, 4, sample=300).components, fit_pca(v, 4, sample=300, seed=1).components)
 
-@pytest.mark.parametrize('v,dim,why', [(cloud(5), 5, '1 to 4'), (cloud(), 41, '1 to 40'), (cloud(), 0, '1 to 40'), (np.full((9,4), np.nan, 'f4'), 2, 'NaN')])
+@pytest.mark.parametrize('v,dim,why', [(cloud(5), 5, '1 to 4'), (cloud(), 41, '1 to 40'), (cloud(), 0, '1 to 40'), (np.full((9,4), np.nan, 'f4'), 2, 'NaN'), (cloud(), 2.5, 'whole number'), (cloud(), True, 'whole number'), (cloud(), '8', 'whole number')])
 def test_impossible_projections(v, dim, why):
     with pytest.raises(InputError, match=why): fit_pca(v, dim)
 

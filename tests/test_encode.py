@@ -1,5 +1,5 @@
 """Encoding: the files, resuming after kill -9, damage, buckets, and geometry against pyproj"""
-import io, os, shutil, signal, subprocess, sys, time
+import io, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torch
@@ -31,7 +31,7 @@ def town(tmp_path_factory):
 @pytest.fixture(scope='module')
 def done(town):
     s = encode(town/'encoder', town/'chips', town/'embeddings', **CPU, credits='imagery by somebody')
-    assert s.exit_code==0 and s.done==2
+    assert s.exit_code==0 and s.done==2 and s.extra['seconds to load the encoder']>=0
     return town/'embeddings'
 
 def hashes(folder): return {f.path[len(str(folder)):]:(f.size, Path(f.path).read_bytes()) for f in list_files(folder)}
@@ -132,6 +132,17 @@ def test_damage_is_named(tmp_path):
         try: rows, v = read_embeddings(tmp_path)
         except (CorruptError, InputError): continue
         assert np.isfinite(v).all() and v.shape[1]==8
+
+def test_pages_carry_checksums(tmp_path):
+    data = table_bytes(invented(200, 16, ['a','b']), META|dict(dim=16, classes=['a','b']))
+    m = pq.read_metadata(io.BytesIO(data))
+    for i in range(m.num_columns):
+        c = m.row_group(0).column(i)
+        bad = bytearray(data)
+        bad[c.data_page_offset+c.total_compressed_size-(c.data_page_offset-(c.dictionary_page_offset or c.data_page_offset))-1] ^= 1
+        with pytest.raises(OSError, match='checksum'): pq.read_table(io.BytesIO(bad), page_checksum_verification=True)
+    (tmp_path/'a.parquet').write_bytes(data)
+    assert isinstance(open_vectors(tmp_path/'a.parquet'), np.memmap)
 
 def test_vectors_of_two_encoders_or_of_odd_length_are_refused(tmp_path):
     (tmp_path/'a.parquet').write_bytes(table_bytes(invented(5), META))
@@ -236,6 +247,33 @@ def test_unreadable_chips_are_listed_once_and_again(town, done, tmp_path):
     keep = np.isin(np.array(want[0]['chip'].to_pylist()), bad, invert=True)
     assert np.abs(got[1]-want[1][keep]).max()<2e-3
 
+def test_a_chip_that_was_mended_or_replaced_is_noticed(town, tmp_path):
+    "By trying what could not be read, whatever size and time say; and by size and time, whatever could be read"
+    index = sorted((town/'chips/index').rglob('*.parquet'))[0]
+    from imagesim.read import ChipIndex, write_chip_index
+    ix, store = read_chip_index(index), ChipStore(town/'chips')
+    names = [n for n,v in zip(ix['chip'], ix['valid']) if v>0][:4]
+    t = ix.table.filter(pa.array(np.isin(ix['chip'], names)))
+    write_chip_index(tmp_path/'chips'/index.relative_to(town/'chips'), ChipIndex(t, ix.meta|dict(jpgs=True)))
+    (tmp_path/'chips/33').mkdir()
+    data = dict(zip(names, store.read(names)))
+    for n,d in data.items(): (tmp_path/'chips/33'/n).write_bytes(d)
+    first = tmp_path/'chips/33'/names[0]
+    first.write_bytes(b'x'*len(data[names[0]])); os.utime(first, (9,9))
+    go = lambda: encode(town/'encoder', tmp_path/'chips', tmp_path/'out', **CPU)
+    assert [(s.done, s.skipped, s.extra['unreadable']) for s in (go(), go())]==[(1,0,1), (0,1,1)]
+    first.write_bytes(data[names[0]]); os.utime(first, (9,9))
+    s = go()
+    assert (s.done, s.extra['unreadable'], s.exit_code)==(1,0,0) and len(read_embeddings(tmp_path/'out')[1])==4 and go().skipped==1
+    before = read_embeddings(tmp_path/'out')[1]
+    (tmp_path/'chips/33'/names[1]).write_bytes(data[names[2]])
+    assert go().done==1 and np.abs(read_embeddings(tmp_path/'out')[1][1]-before[2]).max()<2e-3
+    f = Path(list_files(tmp_path/'out')[0].path)
+    meta = json.loads(pq.read_schema(f).metadata[b'imagesim'])
+    del meta['jpgs']
+    f.write_bytes(table_bytes(pq.read_table(f, partitioning=None), meta)) # a file from before that was kept
+    assert go().skipped==1
+
 def test_a_tile_of_which_nothing_can_be_read_fails_and_is_tried_again(town, tmp_path):
     shutil.copytree(town/'ard', tmp_path/'ard')
     tif = sorted((tmp_path/'ard').rglob('*-visual.tif'))[0]
@@ -275,22 +313,24 @@ def test_from_and_to_a_bucket(town, done, bucket, tmp_path):
     assert a[0].equals(b[0]) and np.array_equal(a[1], b[1])
 
 KILLED = '''
-import sys, time
-from test_encode import Slow, encode
-Slow.seconds = .6
+import sys, time, torch
+from imagesim.bundle import register_encoder
+from imagesim.encode import encode
+class Slow(torch.nn.Module):
+    def forward(self, x):
+        if len(x)>1: time.sleep(.6)
+        return x.mean((2,3))+.1
+register_encoder('slow', Slow)
 encode(dict(registered='slow', size=32), *sys.argv[1:3], ard=sys.argv[3], device='cpu', workers=int(sys.argv[4]), batch_size=4)
 '''
 
 @register_encoder('slow')
 class Slow(torch.nn.Module):
-    seconds = 0.
-    def forward(self, x):
-        if len(x)>1: time.sleep(self.seconds)
-        return x.mean((2,3))+.1
+    def forward(self, x): return x.mean((2,3))+.1
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_kill_9_while_encoding(town, tmp_path, workers):
-    env, go = {**os.environ, 'PYTHONPATH':f'{ROOT}:{ROOT}/tests'}, [str(town/'chips'), str(tmp_path/'out'), str(town/'ard'), str(workers)]
+    env, go = {**os.environ, 'PYTHONPATH':str(ROOT)}, [str(town/'chips'), str(tmp_path/'out'), str(town/'ard'), str(workers)]
     p = subprocess.Popen([sys.executable, '-c', KILLED, *go], env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (out := list((tmp_path/'out').rglob('[0-9]*.parquet'))) and p.poll() is None: time.sleep(.02)
     os.killpg(p.pid, signal.SIGKILL); p.wait()
@@ -308,7 +348,7 @@ def test_pictures(town, tmp_path):
     v, p = encode_pictures(SPEC, [a]*5, batch_size=2, device='cpu')
     assert v.shape==(5,512) and p is None and np.allclose(v, load_encoder(SPEC, 'cpu').encode(a.transpose(2,0,1)[None])[0], atol=1e-5)
     assert encode_pictures(SPEC, [], device='cpu')[0].shape==(0,512)
-    for bad in (a[...,0], a/255., a[...,:2]):
+    for bad in (a[...,0], a/255., a[...,:2], a[:0], a[:,:0]):
         with pytest.raises(InputError, match='picture 0'): encode_pictures(SPEC, [bad], device='cpu')
     with pytest.raises(MissingError): encode_pictures(SPEC, [tmp_path/'no.jpg'], device='cpu')
 

@@ -194,3 +194,16 @@ def test_real_pictures_through_the_chain(shared):
     ap = [average_precision_score(np.delete(same[i], i), np.delete(s[i], i)) for i in range(len(v))]
     np.testing.assert_allclose(r.values[:,0], ap, atol=1e-6)
     assert r['mAP']>4*r.chance and r.table.low['P@1']>.4
+
+@pytest.mark.parametrize('scenes', [['a','a',np.nan,np.nan,np.nan,'b'], np.array(['a','a',None,None,np.nan,'b'], object), pd.Series(['a','a',None,None,None,'b'])])
+def test_what_has_no_name_is_no_scene(scenes):
+    v = np.random.default_rng(0).normal(size=(6,8))
+    r = evaluate_retrieval(v, scenes=scenes, places=scenes, ks=(1,), draws=9)
+    assert r.right.tolist()==[1,1,0,0,0,0] and r.told.startswith('6 queries in a gallery of 6, leave one out; to be found: the same scene, 1.0 on average; 4 queries left out')
+    with pytest.raises(InputError, match='has anything to find'): evaluate_retrieval(v, scenes=[np.nan]*6)
+
+def test_names_are_no_formulas(tmp_path):
+    v = {'$x_{$':np.random.default_rng(0).normal(size=(30,8)), 'a$b$c':np.random.default_rng(1).normal(size=(30,8))}
+    fig = plot_retrieval(compare_retrieval(v, scenes=np.arange(30)%3, draws=20), credit='$ \\bad_{$')
+    fig.savefig(tmp_path/'r.png')
+    assert [o.get_text() for o in fig.axes[0].get_yticklabels()]==list(v)

@@ -1,5 +1,6 @@
 """Search: every answer against a slow and plain one, at the edges of zones and of the map, and whatever may be sent as a question"""
-import datetime, io, json, math
+import datetime, io, json, math, struct, warnings
+from pathlib import Path
 
 import numpy as np, orjson, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest, shapely, torch
 from hypothesis import given, settings, strategies as st
@@ -9,6 +10,7 @@ from pyproj import Geod
 from imagesim.ard import CHIP_LEVEL, Cell
 from imagesim.bundle import load_encoder, make_bundle, register_encoder
 from imagesim.compress import fit_pca, read_projection
+from imagesim.encode import encode
 from imagesim.infra import CorruptError, ImagesimError, InputError, MissingError
 from imagesim.read import ChipStore
 from imagesim.search import (LonLatBox, NothingFound, Origin, RowView, Searcher, chip_outlines, class_scores, count_where, fit_probe, make_where, parse_classes,
@@ -277,6 +279,47 @@ def test_a_chip_as_a_picture_finds_itself(s, world, bucket):
     assert s.search(image=f'{bucket}/q.jpg', k=3).chip.tolist()==s.search(image=path, k=3).chip.tolist()
     assert r.attrs['query']['like'][0]['picture'] and r.distance_m.isna().all()
 
+@pytest.fixture(scope='module')
+def own(tmp_path_factory):
+    "Chips as files, encoded by `encode`: a larger side than the network's, so that jpgs are decoded at a fraction of it"
+    root, places = tmp_path_factory.mktemp('own'), around(13.6, 45.02, 4)
+    (root/'chips/33').mkdir(parents=True)
+    for i,p in enumerate(places): (root/'chips/33'/f'{p.id}_10300100AAAA0001.jpg').write_bytes(jpg(picture(i, 150 if i%2 else 90)))
+    b = make_bundle(dict(registered='tiny-search', size=32, classes=CLASSES), root/'bundle')
+    assert encode(b, root/'chips', root/'e', workers=0).failed==0
+    assert build_schema('own', b, root/'e', root=root/'schemas').failed==0
+    return Searcher(root/'schemas/own', chips=root/'chips')
+
+def test_a_chips_own_file_is_asked_as_the_chip(own):
+    for chip in own.collection.rows['chip'].to_pylist():
+        path = Path(own.store.chips)/'33'/chip
+        want = own.search(chip, k=15)
+        for image in (path, path.read_bytes()):
+            r = own.search(image=image, k=16)
+            assert r.chip[0]==chip and r.score[0]>.9999 and r.chip[1:].tolist()==want.chip.tolist() and np.allclose(r.score[1:], want.score, atol=2e-4) # kept as halves
+
+def test_text_opens_nothing_unless_told(own, tmp_path, bucket):
+    from imagesim.infra import write_bytes
+    chip = own.collection.rows['chip'][0].as_py()
+    (tmp_path/'q.jpg').write_bytes((Path(own.store.chips)/'33'/chip).read_bytes())
+    write_bytes(f'{bucket}/q.jpg', (tmp_path/'q.jpg').read_bytes())
+    for text in (str(tmp_path/'q.jpg'), f'{bucket}/q.jpg', str(tmp_path/'nothing'), '/etc/hostname', '13.6,45.0'):
+        for q in (dict(chip=text), dict(like=text), dict(like=[chip, text]), dict(chip=chip, unlike=[text]), dict(lonlat=text)):
+            with pytest.raises(InputError, match='chip name|no position'): own.search(**q)
+    for q in (dict(like=tmp_path/'q.jpg'), dict(like=str(tmp_path/'q.jpg'), files=True), dict(like=[f'{bucket}/q.jpg'], files=True)):
+        assert own.search(k=1, **q).chip[0]==chip
+    with pytest.raises(InputError, match='chip name'): own.search(chip=str(tmp_path/'q.jpg'), files=True)
+
+def test_no_message_quotes_from_a_file(own, tmp_path):
+    def chunk(kind, data): return struct.pack('>I', len(data))+kind+data+b'\0\0\0\0'
+    contents = [b'SECRET=hush', b'\xff\xd8SECRET=hush', b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', b'\0\0\0\x20\0\0\0\x20\x08\x02\0\0\0')+chunk(b'hush', b'hush'*9), b'GIF89ahush', b'BMhush', b'{"hush": ["hush"]}', b'"hush"', b'["hush"]',
+                b'{"type":"FeatureCollection","features":["hush"]}', b'{"type":"FeatureCollection","features":"hush"}', b'{"type":"Polygon","coordinates":"hush"}']
+    for i,data in enumerate(contents):
+        (tmp_path/f'{i}.json').write_bytes(data)
+        for q in (dict(image=tmp_path/f'{i}.json'), dict(image=data), dict(like=str(tmp_path/f'{i}.json'), files=True), dict(vector=np.ones(48), polygon=tmp_path/f'{i}.json'), dict(vector=np.ones(48), where=f'polygon("{tmp_path}/{i}.json")')):
+            with pytest.raises(ImagesimError) as e: own.search(**q)
+            assert 'hush' not in str(e.value) and 'SECRET' not in str(e.value)
+
 # --- examples and classes
 
 def test_a_probe_is_the_same_every_time_and_moves_as_told(s, world):
@@ -342,12 +385,47 @@ def test_classes_rank_by_probability(s):
     (dict(), 'nothing to look for'), (dict(chip='x'), 'chip name|no query|nothing there'), (dict(chip='Z33-03111112303000000_NOBODY'), 'not in collection'), (dict(chip='Z31-03111112303000000_NOBODY'), 'nor is its place'),
     (dict(lonlat=(0,0)), 'shows nothing'), (dict(lonlat=(0,95)), 'outside'), (dict(lonlat=('a','b')), 'position|chip|nothing|picture|number'), (dict(vector=np.zeros(48)), 'zeros'), (dict(vector=np.full(48,np.nan)), 'NaN'),
     (dict(vector=np.ones(5)), 'another encoder'), (dict(k=0), 'k must be'), (dict(k=2.5), 'k must be'), (dict(k=True), 'k must be'), (dict(since='soon'), 'not a day'), (dict(colour=3), 'search has no'), (dict(empty='perhaps'), "'raise' or 'return'"),
-    (dict(date='2020'), 'comes with lonlat'), (dict(like=[7]), 'no query'), (dict(probs=dict(sea=.5)), "no 'sea'"), (dict(clear=90), 'write 0.9'), (dict(zone=99), 'between 1 and 60')])
+    (dict(date='2020'), 'comes with lonlat'), (dict(like=[7]), 'no query'), (dict(probs=dict(sea=.5)), "no 'sea'"), (dict(clear=90), 'write 0.9'), (dict(zone=99), 'between 1 and 60'),
+    (dict(apart_m='far'), 'apart_m is a number'), (dict(apart_m=math.nan), 'apart_m lies'), (dict(clear='most'), 'clear is a number'), (dict(where='date=9999-12'), 'no chip passes'), (dict(until='9999-13'), 'not a day'), (dict(classes=5), 'classes is 5'),
+    (dict(classes=['bright',None]), 'list of names'), (dict(probs={'clear':.5}), "no 'clear' among the classes"), (dict(probs=5), 'give a dict'), (dict(probs={'bright':'x'}), 'is a number'), (dict(like=5), 'no query'), (dict(image=5), 'no picture'),
+    (dict(image=np.zeros((0,0,3),'u1')), 'as an array'), (dict(lonlat=(1,)), 'no position'), (dict(lonlat=7), 'no position'), (dict(lonlat='15,50'), 'no position'), (dict(polygon=dict(type='FeatureCollection', features=5)), 'no geometry')])
 def test_bad_questions_are_told_why(s, question, says):
     import re
     q = question if set(question)&{'chip','lonlat','vector','like'} or not question else dict(chip=table(s).chip[0])|question
     with pytest.raises(ImagesimError) as e: s.search(**q)
     assert re.search(says, str(e.value)), str(e.value)
+
+def test_numbers_may_be_text_and_positions_lists(s):
+    t = table(s)
+    assert s.search(t.chip[0], k=9, zone='33', clear='50%').chip.tolist()==s.search(t.chip[0], k=9, zone=33, clear=.5).chip.tolist()
+    at = [float(t.lon[0]), float(t.lat[0])]
+    names = {s.search(k=1, **q).attrs['query']['like'][0]['name'] for q in (dict(lonlat=at), dict(lonlat=tuple(at)), dict(lonlat=np.array(at)), dict(like=at), dict(like=[at]))}
+    assert len(names)==1 and len(s.search(lonlat=[at, (t.lon.iloc[-1], t.lat.iloc[-1])], k=1).attrs['query']['like'])==2
+    assert count_where(make_where(until='9999-12', on=None), s.view)[0].sum()==t.date.notna().sum()
+
+def test_a_class_may_be_called_like_a_column():
+    v = RowView(pa.table(dict(clear=pa.array([1.,0.]), probs=pa.FixedSizeListArray.from_arrays(pa.array(np.array([.1,.9], 'f2')), 1))), ['clear'])
+    assert count_where(make_where(classes=['clear'], probs=dict(clear=.5)), v)[0].tolist()==[False,True]
+    assert count_where(make_where(classes=['clear'], clear=.5), v)[0].tolist()==[True,False]
+
+def test_chips_without_probabilities_are_told(world):
+    "Where an encoder has left none, no class is found, and the answer says why"
+    s = Searcher(world/'schemas/land')
+    rows, n = s.collection.rows, len(s.view)
+    def with_probs(known):
+        p = pa.array([[.7,.7,.7] if k else None for k in known], pa.list_(pa.float32(), 3)).cast(pa.list_(pa.float16(), 3))
+        s.view = RowView(rows.set_column(rows.column_names.index('probs'), 'probs', p), CLASSES)
+        return table(s).chip
+    with_probs([False]*n)
+    with pytest.raises(NothingFound, match=rf'with probabilities of the classes: 0 \({n} not known\)\); the encoder has left none') as e: s.search(classes='bright')
+    assert 'query itself' not in str(e.value)
+    chips = with_probs([i<4 for i in range(n)])
+    for chip,left in ((chips[0], 3), (chips[9], 4)):
+        r = s.search(chip, classes='bright', k=99)
+        assert r.attrs['funnel']==[['all chips',n,0], ['beside the query itself',n-1,0], ['with probabilities of the classes',left,n-1-left]] and len(r)==left
+    r = s.search(chips[0], k=3, where=f'chip={chips[0]}', empty='return')
+    assert r.attrs['funnel'][-1]==['beside the query itself',0,0]
+    with pytest.raises(NothingFound, match='loosen the filters'): s.search(chips[0], where=f'chip={chips[0]}')
 
 def test_a_chip_that_is_not_there_is_answered_with_its_neighbours(s):
     t = table(s)
@@ -417,7 +495,7 @@ def test_fewer_numbers_from_the_same_embeddings(world, tmp_path, bucket):
     assert seen.score[0]>.99 # several places show this picture
     with pytest.raises(InputError, match='vectors of 10 numbers, not 6'): build_schema('few', world/'bundle', world/'embeddings', root=tmp_path/'schemas', pca=6)
     with pytest.raises(InputError, match='projects to 10 numbers already'): build_schema('x', tmp_path/'schemas/few/encoder', world/'embeddings', root=tmp_path/'schemas', pca=6)
-    with pytest.raises(InputError, match='allow 1 to'): build_schema('y', world/'bundle', world/'embeddings', root=tmp_path/'schemas', pca=9999)
+    with pytest.raises(InputError, match='project to fewer|allow 1 to'): build_schema('y', world/'bundle', world/'embeddings', root=tmp_path/'schemas', pca=9999)
     assert not (tmp_path/'schemas/x').exists() and not (tmp_path/'schemas/y').exists()
     push_schema(tmp_path/'schemas/few', f'{bucket}/schemas')
     pull_schema(f'{bucket}/schemas/few', tmp_path/'far')
@@ -444,22 +522,54 @@ def test_geojson_is_whole_and_credited(s, tmp_path, bucket):
     import geopandas as gpd
     assert len(gpd.read_file(tmp_path/'r.geojson'))==9
 
+@pytest.mark.filterwarnings('ignore:.*on the sheet missing')
 def test_sheets_survive_lost_pictures(s, tmp_path):
     t = table(s)
-    r = s.search(t.chip[t.zone==34].iloc[0], k=20) # the pictures of zone 34 are not there
-    im = s.contact_sheet(r, tmp_path/'s.png')
+    r = s.search(t.chip[t.zone==34].iloc[0], k=20, zone=34) # the pictures of zone 34 are not there
+    with pytest.warns(UserWarning, match='21 of 21 pictures on the sheet missing, looked for in .*chips'): im = s.contact_sheet(r, tmp_path/'s.png')
     assert Image.open(tmp_path/'s.png').size==im.size
-    inner = s.search(t.chip[t.zone==33].iloc[0], k=3)
-    a = np.asarray(s.contact_sheet(inner))
+    inner = s.search(t.chip[t.zone==33].iloc[0], k=3, zone=33)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error') # nothing is missing here
+        a = np.asarray(s.contact_sheet(inner))
     assert tuple(a[27,40])==(232,89,12) and tuple(a[27,40+133])!=(232,89,12) # the query first, in its frame
-    for q in (dict(classes='bright'), dict(like=t.chip[:9].tolist(), unlike=t.chip[20:22].tolist()), dict(vector=np.ones(48)), dict(image=jpg(picture(3)))): assert s.contact_sheet(s.search(k=4, **q)).width>300
+    for q in (dict(classes='bright'), dict(like=t.chip[:9].tolist(), unlike=t.chip[20:22].tolist()), dict(vector=np.ones(48)), dict(image=jpg(picture(3)))): assert s.contact_sheet(s.search(k=4, zone=33, **q)).width>300
     with pytest.raises(ImagesimError): s.contact_sheet(r, tmp_path/'no'/'..'/'')
     assert s.contact_sheet(s.search(t.chip[0], zone=2, empty='return')).height>100
+
+@pytest.mark.filterwarnings('ignore:.*on the sheet missing')
+def test_a_sheets_name_is_looked_at_first(s, tmp_path, bucket):
+    for name in ('s.xyz', 's', 's.png.txt'):
+        with pytest.raises(InputError, match='written as .png or .jpg'): search(tmp_path/'no such schema', chip='x', sheet=tmp_path/name)
+        with pytest.raises(InputError, match='written as .png or .jpg'): s.contact_sheet(s.search(table(s).chip[0], k=1), tmp_path/name)
+    from imagesim.infra import read_bytes
+    im = s.contact_sheet(s.search(table(s).chip[0], k=1), f'{bucket}/s.JPG')
+    assert Image.open(io.BytesIO(read_bytes(f'{bucket}/s.JPG'))).size==im.size and not list(tmp_path.iterdir())
+
+EVIL = '{{ 7*191 }}{% set x = 1 %}{# gone #}</script><script>alert(1)</script>`${alert(2)}`<img src=x onerror=alert(3)>\\u0041 $x_{$ $\\bad$'
+
+def test_texts_of_others_are_shown_and_not_run(s, tmp_path):
+    "Credits, the name of a picture, a chip's name: in a web page none is a template, a script or markup, in a figure none is a formula"
+    import html
+    r = s.search(table(s).chip[0], k=3)
+    r.attrs['credits'] = [EVIL]
+    r.attrs['query']['text'] = r.attrs['query']['like'][0]['name'] = EVIL
+    r.loc[0,'chip'] = EVIL
+    page = results_map(r).get_root().render()
+    for run in ('1337', '<script>alert', '</script><script>alert', '${alert', '<img', '{%', '{#', '{{ 7'): assert run not in page, run
+    assert page.count('alert(1)')==5 and EVIL in html.unescape(page) # a chip, a query, the title and the credits; of the chip also in the JSON
+    fig = s.visualize_results(r)
+    fig.savefig(tmp_path/'v.png')
+    assert EVIL in fig._supxlabel.get_text().replace(r'\$', '$') and fig.axes[0].get_title(loc='left')+fig.axes[0].get_title()!=''
+    odd = tmp_path/'a$b_{c$.jpg'
+    odd.write_bytes(jpg(picture(3)))
+    s.visualize_results(s.search(image=odd, k=3)).savefig(tmp_path/'w.png')
 
 def test_a_map_holds_no_markup_from_outside(s):
     html = results_map(s.search(table(s).chip[0], k=3)).get_root().render()
     assert '<b>here</b>' not in html and '&lt;b&gt;here' in html and 'tile.openstreetmap' not in html
 
+@pytest.mark.filterwarnings('ignore:.*on the sheet missing')
 def test_search_in_one_call(world, tmp_path, monkeypatch):
     monkeypatch.setenv('IMAGESIM_DATA_ROOT', str(world))
     chip = table(Searcher('land')).chip[0]

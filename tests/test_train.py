@@ -8,7 +8,8 @@ from PIL import Image
 from imagesim.infra import CorruptError, InputError, MissingError, StorageError
 from imagesim.loader import TrainingTable
 from imagesim.loss import LossError
-from imagesim.train import Run, evaluate, find_learning_rate, list_runs, read_checkpoint, train
+from imagesim.runs import Run, list_runs
+from imagesim.train import evaluate, find_learning_rate, read_checkpoint, train
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(weights=None, backbone='tinynet', size=32, batch_size=8, epochs=2, loss='bce', patience=0, dropout=.3, workers=0)

@@ -1,4 +1,4 @@
-"""Everything that must hold before a change lands: `make test`, or `python tools/check.py [sync] [notebooks] [tests] [docs]`.
+"""Everything that must hold before a change lands: `make test`, or `python tools/check.py [sync] [page] [notebooks] [tests] [docs]`.
 
 Each check is one row of the report. The last line counts them: `N passed, N failed`.
 """
@@ -126,6 +126,13 @@ def check_tests(report):
         else: report.row('pytest', f"{c.get('classname')}::{c.get('name')}", (bad.get('message') or bad.tag).splitlines()[0] if bad is not None else '')
     report.row('pytest', f'{len(cases)} tests collected', '' if cases and rc in (0,1) else f'pytest ended with {rc}')
 
+# -- page
+
+def check_page(report):
+    rc, out = run(ROOT/'tools/web.sh', 'test', timeout=300)
+    report.row('page', 'types and unit tests of web/', tail(out) if rc else '')
+    report.row('page', 'the page is built', '' if (ROOT/'imagesim/static/index.html').is_file() else 'run `make page`')
+
 # -- docs
 
 LINK = re.compile(r'!?\[[^\]]*\]\(([^)\s]+)[^)]*\)|(?:src|href)="([^"]+)"')
@@ -185,7 +192,7 @@ def check_docs(report):
             report.row('docs', 'Quarto renders the site', tail(out) if rc or not (top/'_docs/index.html').exists() else '')
         else: print('     docs      Quarto is not on the PATH: its rendering is left to the docs workflow')
 
-CHECKS = dict(sync=check_sync, notebooks=check_notebooks, tests=check_tests, docs=check_docs)
+CHECKS = dict(sync=check_sync, page=check_page, notebooks=check_notebooks, tests=check_tests, docs=check_docs)
 
 def main(names):
     report, start = Report(), time.perf_counter()

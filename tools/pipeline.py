@@ -60,7 +60,7 @@ o.append('<text class="s" x="842" y="155">query</text><text class="s" x="906" y=
 box(830,210,270,130,'Where did it change?',['two dates of a place'],'09_change')
 img(984,246,50,uri(chip(a0,2660,160),140)); img(1042,246,50,uri(chip(a1,2660,160),140))
 o.append('<text class="s" x="984" y="312">2019</text><text class="s" x="1042" y="312">2021</text>')
-box(830,354,270,70,'Map, HTTP, shell, notebook',[],'10_serve · 11_cli')
+box(830,354,270,70,'Map, HTTP, shell, notebook',[],'10_serve · 11_cli', planned=False)
 arrow(220,137,268,137); arrow(220,349,268,349)
 arrow(500,110,548,84,20); arrow(500,349,548,110,24); arrow(500,180,548,215,20)
 arrow(665,144,665,162); arrow(665,284,665,302)
