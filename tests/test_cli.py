@@ -1,8 +1,10 @@
 """The command as the shell runs it: what it prints, what it leaves, how it ends."""
-import json, os, re
+import json, os, re, subprocess, sys
 from pathlib import Path
 
-import pytest
+import httpx, mercantile, pytest
+
+import conftest
 
 def one_error_line(p): return p.returncode==2 and len(p.stderr.strip().splitlines())==1 and p.stderr.startswith('imagesim: ')
 
@@ -42,7 +44,6 @@ def test_doctor_finds_everything_here(imagesim, tmp_path):
 
 def test_doctor_says_what_is_missing(imagesim, tmp_path):
     (tmp_path/'sitecustomize.py').write_text("import importlib.metadata as m\nreal = m.version\ndef fake(n):\n    if n in ('rasterio','torch'): raise m.PackageNotFoundError(n)\n    return real(n)\nm.version = fake")
-    import conftest
     p = imagesim('doctor', env=dict(PYTHONPATH=f'{tmp_path}{os.pathsep}{conftest.ROOT}'))
     assert p.returncode==1 and 'pip install rasterio' in p.stdout and "pip install 'imagesim[model]'" in p.stdout and 'Problems: rasterio' in p.stdout
 
@@ -78,6 +79,28 @@ def test_tiles_of_the_real_tile(imagesim, shared, tmp_path):
     p = imagesim('tiles', '--ard-path', shared/'banepa/ard', '--out', 'tiles.parquet')
     assert p.returncode==0 and 'Z45-031331122210_A0A0000000000001' in p.stdout and (tmp_path/'tiles.parquet').stat().st_size>1000
 
+def ask_the_server(folder, env):
+    "`imagesim serve` shows what the demo made, and ends when it is told to"
+    pytest.importorskip('fastapi')
+    p = subprocess.Popen([sys.executable, '-m', 'imagesim.cli', 'serve', '--port', '0', '--schema', 'demo'], cwd=folder, env={**os.environ, 'PYTHONPATH':str(conftest.ROOT), **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = [p.stdout.readline()]
+        while lines[-1] and not lines[-1].startswith('open http'): lines.append(p.stdout.readline())
+        url = re.match(r'open (http://127\.0\.0\.1:\d+/)', lines[-1])[1]
+        get = lambda path: httpx.get(url+path, timeout=60)
+        config = get('api/config').json()
+        assert get('health').json()['status']=='ok' and config['schemas'][0]['name']=='demo' and len(config['dates'])==2
+        lon, lat, _ = config['center']
+        place = get(f'api/at?lon={lon}&lat={lat}').json()
+        assert place['labels'] and len(place['chips'])==2
+        found = httpx.post(url+'api/search', json=dict(chip=place['chips'][0]['chip'], k=5), timeout=60).json()
+        assert len(found['features'])==5
+        t = mercantile.tile(lon, lat, 16)
+        assert get(f'tiles/16/{t.x}/{t.y}.webp').headers['content-type']=='image/webp'
+    finally: p.terminate()
+    out, err = p.communicate(timeout=60)
+    assert p.returncode==0 and 'ended' in out and 'Traceback' not in err, err
+
 @pytest.mark.timeout(900) # two demos and a score of commands
 def test_demo_runs_and_finds_itself_done(imagesim, here, tmp_path):
     "and what it leaves can be asked by the commands"
@@ -98,6 +121,8 @@ def test_demo_runs_and_finds_itself_done(imagesim, here, tmp_path):
         p = here(*args, env=env)
         assert p.returncode==0 and says in p.stdout, (args, p.stdout, p.stderr)
     assert len(json.loads((tmp_path/'r.geojson').read_text())['features'])==3 and (tmp_path/'r.png').stat().st_size>10_000
+    assert here('mosaic','build', env=env).stdout.count('0 done')==1 # the demo has built it
+    ask_the_server(tmp_path, env)
     for args in (('search','--schema','demo'), ('search','--schema','demo','--lonlat','here'), ('search','--schema','nothing','--classes','water'), ('encode','nothing'), ('encode','demo','--shard','4'),
                  ('train','nothing','--run','x'), ('train','demo','--run','../x'), ('train','demo','--run','x','--backbone','resnet51'), ('train','demo','--run','x','--set','lr'), ('evaluate','nothing'), ('schema','show','nothing')):
         assert one_error_line(p := here(*args, env=env)), (args, p.stderr)

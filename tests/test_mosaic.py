@@ -1,5 +1,5 @@
 """Where pixels land, which acquisition they come from, what broken, vanished and odd tiles cost, and what map programs are told"""
-import io, math, os, re, shutil, threading
+import io, math, os, re, shutil, subprocess, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -11,8 +11,10 @@ from PIL import Image
 from pyproj import Transformer
 from rasterio.transform import from_origin
 from rasterio.windows import Window
+pytest.importorskip('rio_tiler', reason='the peer that pixels are compared with')
 from rio_tiler.io import Reader
 
+from conftest import ROOT
 from imagesim.ard import Cell, tile_path, write_tile_table, tile_table
 from imagesim.infra import CorruptError, InputError, MissingError, list_files, sync, write_json
 from imagesim.synth import ArdWriter
@@ -556,6 +558,28 @@ def test_overviews_are_resumed_and_grow(two, tmp_path):
     shutil.rmtree(ard/'33'/'031311023120'/'2023-01-01')
     build_overviews(ard, o)
     assert {f.path for f in list_files(o,'.webp')}==set(files)
+
+def test_overviews_survive_a_kill(two, tmp_path):
+    "kill -9 after the third square: what is there is whole, the rest is made by the next call, and the end is that of an undisturbed run"
+    code = f"""
+import os, signal
+from imagesim import mosaic
+real, count = mosaic.write_bytes, []
+def write(path, data):
+    real(path, data); count.append(1)
+    if len(count)==3: os.kill(os.getpid(), signal.SIGKILL)
+mosaic.write_bytes = write
+mosaic.build_overviews({str(two)!r}, {str(tmp_path/'killed')!r})
+"""
+    p = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True)
+    assert p.returncode==-9, p.stderr
+    made = {f.name:f.read_bytes() for f in (tmp_path/'killed').rglob('*.webp')}
+    assert len(made)==3 and not list((tmp_path/'killed').glob('*.json'))
+    s = build_overviews(two, tmp_path/'killed')
+    whole = build_overviews(two, tmp_path/'whole')
+    content = lambda folder: {str(f.relative_to(folder)):f.read_bytes() for f in folder.rglob('*') if f.is_file()}
+    assert (s.skipped, s.done)==(3, whole.done-3) and content(tmp_path/'killed')==content(tmp_path/'whole')
+    assert all(made[f.name]==f.read_bytes() for f in (tmp_path/'killed').rglob('*.webp') if f.name in made)
 
 def test_overviews_with_a_corrupt_tile(two, tmp_path):
     ard, o = shutil.copytree(two, tmp_path/'ard'), tmp_path/'o'

@@ -26,13 +26,13 @@ QUIET = re.compile('GL Driver Message|swiftshader|WebGL.*fallback', re.I) # how 
 # ---- what the tests stand on
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory): return tmp_path_factory.mktemp('paged')
+def root(tmp_path_factory, town): return shutil.copytree(town, tmp_path_factory.mktemp('paged')/'root')
 
 @pytest.fixture(scope='module')
 def server(root):
     "The real server, on a small delivery"
     there = Path(SHOTS).resolve() if len(SHOTS)>1 else None
-    p = Process(root, make=True, title='A small town') if there is None else Process(root, ard=f'{there}/ard', data_root=str(there), verdicts=f'{root}/verdicts', title='A small town')
+    p = Process(root, title='A small town') if there is None else Process(root, ard=f'{there}/ard', data_root=str(there), verdicts=f'{root}/verdicts', title='A small town')
     yield p
     assert p.stop()==0 and 'Traceback' not in p.errors(), p.errors()
 

@@ -1,5 +1,5 @@
 """The server, as a process of its own: what it answers, what it refuses, what it outlives"""
-import io, json, math, os, random, re, signal, socket, struct, subprocess, sys, threading, time, zlib
+import io, json, math, os, random, re, shutil, signal, socket, struct, subprocess, sys, threading, time, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,8 +47,8 @@ def serve(root:str, **options):
 
 class Process:
     "A server in a process of its own"
-    def __init__(self, root, make=False, **options):
-        code = f'import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT/"tests")!r}]; import test_serve as t; from pathlib import Path\n' + (f't.build(Path({str(root)!r}))\n' if make else '') + f't.serve({str(root)!r}, **{options!r})'
+    def __init__(self, root, **options):
+        code = f'import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT/"tests")!r}]; import test_serve as t\n' + f't.serve({str(root)!r}, **{options!r})'
         self.log = open(Path(root)/f'log-{time.monotonic_ns()}.txt', 'w')
         self.p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=self.log, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
         self.lines = []
@@ -76,12 +76,12 @@ class Process:
         return code
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory): return tmp_path_factory.mktemp('served')
+def root(tmp_path_factory, town): return shutil.copytree(town, tmp_path_factory.mktemp('served')/'root')
 
 @pytest.fixture(scope='module')
 def server(root):
-    "A server with everything; the first that starts, because it makes the data"
-    p = Process(root, make=True, limits=dict(head_seconds=2., body_seconds=2., json_bytes=2**20))
+    "A server with everything"
+    p = Process(root, limits=dict(head_seconds=2., body_seconds=2., json_bytes=2**20))
     yield p
     assert p.stop()==0 and 'Traceback' not in p.errors(), p.errors()
 
