@@ -359,6 +359,7 @@ def _middle(self:Service)->tuple: # west, south, east, north
     inside = (lon>=w)&(lon<=e)&(lat>=s)&(lat<=n)
     return (float(lon[inside].min()), float(lat[inside].min()), float(lon[inside].max()), float(lat[inside].max())) if inside.any() else (w,s,e,n)
 
+# %% ../nbs/10c_service.ipynb #d1a38002
 @patch
 def _acquisition(self:Service, a)->dict:
     cells, rank = a.cells if isinstance(a.cells, int) else len(a.cells), self._ranks().get((a.date, a.catalog_id))

@@ -1,5 +1,5 @@
 """What several test files need: a real S3 server, the real data where it is present, the command line as the shell runs it."""
-import fcntl, os, re, shutil, subprocess, sys
+import os, re, subprocess, sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,18 +54,9 @@ def imagesim(tmp_path):
 
 @pytest.fixture(scope='session')
 def town(tmp_path_factory):
-    "A data root with everything that a server can show, made once for all files and workers; copy it to write into it. Its network knows nothing, but it answers"
+    "Where a data root lies that files and workers share; whoever needs it first makes it (test_serve.furnish), and nobody writes into it"
     base = tmp_path_factory.getbasetemp()
-    root = (base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base)/'town'
-    code = f'import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT/"tests")!r}]; from test_serve import build; from pathlib import Path; build(Path({str(root)!r}))'
-    with open(f'{root}.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX) # the worker that comes first makes it, the others wait
-        if not (root/'whole').exists():
-            shutil.rmtree(root, ignore_errors=True)
-            p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
-            assert p.returncode==0, p.stderr
-            (root/'whole').touch()
-    return root
+    return (base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base)/'town'
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, capfd):

@@ -7,12 +7,12 @@ import numpy as np, pytest
 from PIL import Image
 
 from conftest import ROOT
-from test_serve import Process
+from test_serve import PATIENT, Process
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium','chromium-browser','google-chrome'))), None)
 STATIC, IMAGES = ROOT/'imagesim/static', ROOT/'nbs/images'
 SHOTS = os.environ.get('SCREENSHOTS', '') # 1, or a data root such as demo: write the pictures of the docs
-LONG = 60_000 # milliseconds that a slow machine may take
+LONG = 150_000 # milliseconds that a slow machine may take
 
 if not CHROMIUM: pytest.skip('no Chromium on the PATH (apt-get install chromium)', allow_module_level=True)
 if not (STATIC/'index.html').exists(): pytest.skip('the page is not built (make web)', allow_module_level=True)
@@ -26,13 +26,10 @@ QUIET = re.compile('GL Driver Message|swiftshader|WebGL.*fallback', re.I) # how 
 # ---- what the tests stand on
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory, town): return shutil.copytree(town, tmp_path_factory.mktemp('paged')/'root')
-
-@pytest.fixture(scope='module')
-def server(root):
+def server(tmp_path_factory, town):
     "The real server, on a small delivery"
-    there = Path(SHOTS).resolve() if len(SHOTS)>1 else None
-    p = Process(root, title='A small town') if there is None else Process(root, ard=f'{there}/ard', data_root=str(there), verdicts=f'{root}/verdicts', title='A small town')
+    root, there = tmp_path_factory.mktemp('paged')/'root', Path(SHOTS).resolve() if len(SHOTS)>1 else None
+    p = Process(root, town, title='A small town', limits=PATIENT) if there is None else Process(root, ard=f'{there}/ard', data_root=str(there), verdicts=f'{root}/verdicts', title='A small town')
     yield p
     assert p.stop()==0 and 'Traceback' not in p.errors(), p.errors()
 
