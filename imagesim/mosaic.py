@@ -1077,7 +1077,8 @@ def build_overviews(
     if not is_remote(out): os.makedirs(out, exist_ok=True)
     there = {relative_path(o.path, out) for o in list_files(out, '.webp')} if exists(out) else set()
     level, outcomes = {}, []
-    run = lambda jobs, desc: map_items(_make_node, jobs, proc=proc, scheduler=scheduler, desc=desc, unit='square', key=lambda j: j.name)
+    run = lambda jobs, desc: map_items(_make_node, jobs, proc=proc if len(jobs)>64 else 1, scheduler=scheduler, # workers take seconds to start
+                                        desc=desc, unit='square', key=lambda j: j.name)
     def keep(jobs, keys, desc): # the squares of this level that exist now
         s = run(jobs, desc)
         outcomes.extend(s.outcomes)

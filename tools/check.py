@@ -107,7 +107,7 @@ def run_notebook(path):
 def check_notebooks(report):
     there = find_notebooks()
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(run_notebook, there))
+        results = list(pool.map(run_notebook, sorted(there, key=lambda p: p.parent==ROOT/'nbs'))) # tutorials first, they are the longest
     for path,reason,seconds in results: report.row('notebook', str(path.relative_to(ROOT)), reason, seconds)
     listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', 'nbs/*.ipynb'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     report.row('notebook', f'{len(listed)} notebooks are there and {len(results)} were run', '' if len(listed)==len(results) else 'some were not')
