@@ -25,11 +25,11 @@ import numpy as np, pandas as pd, pyarrow as pa
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from .ard import (APRON_M, ARD_LEVEL, CELL_M, CHIP_LEVEL, CHIP_PX, GRID_M, GSD_M, ArdTile, Cell, TileList, check_catalog_id, find_tiles, parse_day,
+from .ard import (APRON_M, ARD_LEVEL, CELL_M, CHIP_LEVEL, CHIP_PX, GRID_M, GSD_M, Cell, check_catalog_id, parse_day,
     read_tile_table, tile_table, transformer)
 from .chip import open_raster
-from .infra import (CorruptError, FileInfo, ImagesimError, InputError, MissingError, Skip, StorageError, Summary, exists, file_info,
-    fingerprint, is_remote, join, list_files, map_items, one_line, plural, read_bytes, read_json, read_ranges, relative_path, remove_file,
+from .infra import (CorruptError, ImagesimError, InputError, MissingError, Skip, Summary, exists,
+    fingerprint, is_remote, join, list_files, map_items, one_line, read_bytes, read_json, read_ranges, relative_path, remove_file,
     suggest, write_bytes, write_json)
 from .read import TiffImage, check_block, georef, mask_bits, read_tiff, splice_jpeg
 

@@ -8,12 +8,12 @@ __all__ = ['TileRow', 'Zoom', 'Kind', 'StaticFiles', 'reply', 'not_modified', 'J
            'ConfigAnswer', 'ChipInfo', 'LabelInfo', 'ProbInfo', 'PlaceAnswer', 'Feature', 'Features', 'GridAnswer',
            'LabelFeatures', 'Score', 'SearchAnswer', 'UploadAnswer', 'VerdictAnswer', 'VerdictList', 'Suggestion',
            'SuggestionList', 'Health', 'VerdictRequest', 'Shown', 'Which', 'At', 'OfChip', 'HeatOf', 'VerdictsOf',
-           'Exported', 'add_tile_routes', 'tms_service', 'tms_layer', 'add_xml_routes', 'add_place_routes',
-           'add_chip_routes', 'add_search_routes', 'read_upload', 'add_verdict_routes', 'add_other_routes', 'docs_page',
-           'create_app', 'add_error_answers', 'Server', 'run_server', 'welcome', 'ShownServer', 'proxy_prefix', 'show']
+           'Exported', 'add_tile_routes', 'add_xml_routes', 'add_place_routes', 'add_chip_routes', 'add_search_routes',
+           'read_upload', 'add_verdict_routes', 'add_other_routes', 'docs_page', 'create_app', 'add_error_answers',
+           'Server', 'run_server', 'welcome', 'ShownServer', 'proxy_prefix', 'show']
 
 # %% ../nbs/10_serve.ipynb #a3e9d0ab
-import asyncio, hashlib, logging, math, mimetypes, os, re, secrets, sys, threading, time
+import asyncio, hashlib, logging, mimetypes, os, re, secrets, sys, threading, time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -281,28 +281,6 @@ def add_tile_routes(app:FastAPI):
     add_xml_routes(app)
 
 # %% ../nbs/10_serve.ipynb #3285d7e4
-_TMS = 'http://tms.osgeo.org/1.0.0'
-
-def tms_service(base:str, title:str)->str:
-    "Write the list of layers that TMS clients ask for"
-    from xml.sax.saxutils import quoteattr
-    return f'<?xml version="1.0" encoding="UTF-8"?><TileMapService version="1.0.0" services={quoteattr(base)}><Title>imagesim</Title><TileMaps><TileMap title={quoteattr(title)} srs="EPSG:3857" profile="global-mercator" href={quoteattr(base+"tms/1.0.0/")}/></TileMaps></TileMapService>'
-
-def tms_layer(
-    m, # Mosaic
-    base:str, # Address of the server, with / at its end
-    title:str
-)->str:
-    "Describe the mosaic for TMS clients: rows count from the south"
-    from xml.sax.saxutils import escape, quoteattr
-    half, (w,s,e,n) = math.pi*6378137, m.bounds
-    if w>e: w, e = -180, 180
-    merc = lambda lat: math.log(math.tan(math.pi/4+math.radians(max(-85.06, min(85.06, lat)))/2))*6378137
-    sets = ''.join(f'<TileSet href={quoteattr(f"{base}tms/1.0.0/{z}")} units-per-pixel="{2*half/256/2**z:.12f}" order="{z}"/>' for z in range(m.min_zoom, m.max_zoom+1))
-    return (f'<?xml version="1.0" encoding="UTF-8"?><TileMap version="1.0.0" tilemapservice={quoteattr(base+"tms/1.0.0/")}><Title>{escape(title)}</Title><Abstract>{escape(" · ".join(m.credits))}</Abstract><SRS>EPSG:3857</SRS>'
-            f'<BoundingBox minx="{math.radians(w)*6378137:.3f}" miny="{merc(s):.3f}" maxx="{math.radians(e)*6378137:.3f}" maxy="{merc(n):.3f}"/><Origin x="{-half:.9f}" y="{-half:.9f}"/>'
-            f'<TileFormat width="256" height="256" mime-type="image/png" extension="png"/><TileSets profile="global-mercator">{sets}</TileSets></TileMap>')
-
 def add_xml_routes(app:FastAPI):
     "What TMS and WMTS clients read first"
     s, config = app.state.service, app.state.config
@@ -310,12 +288,14 @@ def add_xml_routes(app:FastAPI):
     @app.get('/tms/1.0.0/', **xml)
     async def tms_about(request:Request):
         "The TMS layer: extent, zooms, where its tiles are"
-        return reply(request, tms_layer(s.mosaic, base_url(request), config.title).encode(), 'application/xml')
+        from imagesim.mosaic import tms_layer
+        return reply(request, tms_layer(s.mosaic, f'{base_url(request)}tms/1.0.0', config.title).encode(), 'application/xml')
 
     @app.get('/tms/', **xml)
     async def tms_root(request:Request):
         "The TMS service: its one layer"
-        return reply(request, tms_service(base_url(request), config.title).encode(), 'application/xml')
+        from imagesim.mosaic import tms_service
+        return reply(request, tms_service(f'{base_url(request)}tms/1.0.0/', config.title).encode(), 'application/xml')
 
     async def capabilities(request):
         from imagesim.mosaic import wmts_capabilities

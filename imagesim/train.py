@@ -8,10 +8,9 @@ __all__ = ['RECIPE', 'rate_factor', 'find_table', 'make_recipe', 'Hardware', 'ch
            'train', 'evaluate', 'check_schema', 'RateSweep', 'find_learning_rate']
 
 # %% ../nbs/06_train.ipynb #3b8e6b46
-import contextlib, fcntl, hashlib, importlib.metadata, io, json, logging, math, os, platform, re, signal, socket, subprocess, sys, threading, time, warnings
+import contextlib, fcntl, importlib.metadata, io, json, logging, math, os, platform, re, signal, socket, subprocess, sys, threading, time, warnings
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -21,18 +20,18 @@ from fastcore.basics import patch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
-from safetensors.torch import load as load_tensors, save as dump_tensors
+from safetensors.torch import save as dump_tensors
 
 from . import __version__
 from .augment import Augment, eval_views, step_generator
 from .infra import (CorruptError, ImagesimError, InputError, Layout, MissingError, StorageError, atomic_path, exists, fingerprint, is_dir, is_remote, join, keep_memory,
-                            list_dirs, list_files, one_line, progress, read_bytes, read_json, suggest, write_bytes, write_json)
+                            list_dirs, one_line, progress, read_bytes, read_json, suggest, write_bytes, write_json)
 from .loader import SkywayDataset, TrainingTable, chip_loader, open_dataset
 from .loss import LOSSES, LossError, class_weights_of
 from .metrics import (apply_temperature, calibration, choose_thresholds, class_confusion, fit_temperature, multilabel_metrics, plot_calibration, plot_classes, plot_confusion,
-                              plot_precision_recall, read_log)
-from .metrics import class_table as _class_table, plot_curves as _plot_curves
-from .model import BACKBONES, MultilabelResnetFC, folded_norms, freeze_pretrained, lr_factor, optimizer_groups, read_weights, settle_norms, unfreeze_pretrained
+                              plot_precision_recall)
+from .metrics import plot_curves as _plot_curves
+from .model import BACKBONES, MultilabelResnetFC, folded_norms, freeze_pretrained, lr_factor, optimizer_groups, settle_norms, unfreeze_pretrained
 from .runs import Run, build_network, card_text, run_folder, run_table, table_hash
 
 # %% ../nbs/06_train.ipynb #efdaa167
